@@ -1,0 +1,2 @@
+"""MobileViT and MobileViTv2 by name."""
+__version__ = "0.1.0"

@@ -1,0 +1,634 @@
+"""`MobileViTConfig` and `MobileViTV2Config`: what a network is, checked when it is written down.
+
+Both extend the configs of transformers: same `model_type`, same field names, so a folder written by
+either library opens in the other. New fields default to what Apple's published networks do.
+
+What both frameworks must agree on and is not tensor code lives here too: channel widths,
+strides and dilations.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields as dataclass_fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from transformers import MobileViTConfig as StockMobileViTConfig
+from transformers import MobileViTV2Config as StockMobileViTV2Config
+from transformers import PretrainedConfig
+
+from .errors import ConfigError, MobileViTHubWarning, NotFoundError
+
+MAX_CONFIG_BYTES = 8 * 1024 * 1024
+MAX_CONFIG_DEPTH = 32
+MAX_PARAMETERS = 500_000_000
+MAX_LABELS = 100_000
+MAX_LABEL_LENGTH = 512
+ACTIVATIONS = ("silu", "swish", "relu", "gelu")
+OUTPUT_STRIDES = (8, 16, 32)
+STAGE_NAMES = ("stem", "stage1", "stage2", "stage3", "stage4", "stage5")
+
+
+# --------------------------------------------------------------------------------------------------
+# Rules that both frameworks follow
+# --------------------------------------------------------------------------------------------------
+
+
+def make_divisible(value: float, divisor: int = 8, minimum: int | None = None) -> int:
+    """Rounds a channel count to a multiple of `divisor` without losing more than 10 % (Apple's rule)."""
+    rounded = max(minimum or divisor, int(value + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * value else rounded
+
+
+class DownsamplingRule(NamedTuple):
+    """How one of the three MobileViT stages treats space."""
+
+    stride: int
+    """Stride of the inverted residual that opens the stage."""
+    dilation: int
+    """Dilation of that inverted residual's depthwise convolution."""
+    block_dilation: int
+    """Dilation of the 3×3 convolution in the MobileViTV2 block; version 1 never dilates it."""
+
+
+def downsampling_rules(output_stride: int) -> tuple[DownsamplingRule, ...]:
+    """Strides and dilations of stages 3, 4 and 5 for an output stride of 8, 16 or 32.
+
+    Apple's rule: stage 5 (and stage 4 for output stride 8) gives up its stride; its first
+    convolution keeps the dilation so far, everything after it uses the doubled one.
+    """
+    rules, dilation = [], 1
+    for stage in (3, 4, 5):
+        if 2**stage <= output_stride:
+            rules.append(DownsamplingRule(2, dilation, dilation))
+        else:
+            rules.append(DownsamplingRule(1, dilation, 2 * dilation))
+            dilation *= 2
+    return tuple(rules)
+
+
+# --------------------------------------------------------------------------------------------------
+# Field rules: name -> function that returns the clean value or raises ConfigError
+# --------------------------------------------------------------------------------------------------
+
+Rule = Callable[[str, Any], Any]
+
+
+def _fail(name: str, value: Any, expected: str) -> ConfigError:
+    shown = repr(value) if len(repr(value)) <= 80 else repr(value)[:77] + "..."
+    return ConfigError(
+        f"Config field {name!r} is {shown}; expected {expected}.", field=name, found=value, expected=expected
+    )
+
+
+def _integer(low: int, high: int) -> Rule:
+    def check(name: str, value: Any) -> int:
+        if type(value) is not int or not low <= value <= high:
+            raise _fail(name, value, f"an integer from {low} to {high}")
+        return value
+
+    return check
+
+
+def _number(low: float, high: float, open_low: bool = False, open_high: bool = False) -> Rule:
+    text = f"a number {'above' if open_low else 'from'} {low:g} {'and below' if open_high else 'to'} {high:g}"
+
+    def check(name: str, value: Any) -> float:
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise _fail(name, value, text)
+        if value < low or value > high or (open_low and value == low) or (open_high and value == high):
+            raise _fail(name, value, text)
+        return float(value)
+
+    return check
+
+
+def _whole(low: int, high: int) -> Rule:
+    """An integer that old config files may spell `2.0`; transformers types it as int."""
+    integer = _integer(low, high)
+    return lambda name, value: integer(name, int(value) if type(value) is float and value.is_integer() else value)
+
+
+def _one_of(*allowed: Any) -> Rule:
+    def check(name: str, value: Any) -> Any:
+        if isinstance(value, bool) or value not in allowed:
+            raise _fail(name, value, "one of " + ", ".join(map(str, allowed)))
+        return value
+
+    return check
+
+
+def _flag(name: str, value: Any) -> bool:
+    if type(value) is not bool:
+        raise _fail(name, value, "true or false")
+    return value
+
+
+def _several(item: Rule, shortest: int, longest: int | None = None) -> Rule:
+    longest = longest or shortest
+    count = f"{shortest}" if shortest == longest else f"{shortest} to {longest}"
+
+    def check(name: str, value: Any) -> list:
+        if not isinstance(value, list | tuple) or not shortest <= len(value) <= longest:
+            raise _fail(name, value, f"a list of {count} values")
+        return [item(f"{name}[{i}]", v) for i, v in enumerate(value)]
+
+    return check
+
+
+def _either(single: Rule, several: Rule) -> Rule:
+    return lambda name, value: (several if isinstance(value, list | tuple) else single)(name, value)
+
+
+def _optional(rule: Rule) -> Rule:
+    return lambda name, value: None if value is None else rule(name, value)
+
+
+_PROBABILITY = _number(0, 1, open_high=True)
+_RATIO = _number(0, 16, open_low=True)
+
+_SHARED_RULES: dict[str, Rule] = {
+    "num_channels": _integer(1, 16),
+    "image_size": _either(_integer(32, 1024), _several(_integer(32, 1024), 2)),
+    "patch_size": _either(_integer(1, 8), _several(_integer(1, 8), 3)),
+    "expand_ratio": _RATIO,
+    "hidden_act": _one_of(*ACTIVATIONS),
+    "conv_kernel_size": _one_of(1, 3, 5, 7),
+    "output_stride": _one_of(*OUTPUT_STRIDES),
+    "n_attn_blocks": _several(_integer(1, 16), 3),
+    "hidden_dropout_prob": _PROBABILITY,
+    "classifier_dropout_prob": _PROBABILITY,
+    "ffn_dropout": _PROBABILITY,
+    "layer_norm_eps": _number(0, 0.1, open_low=True),
+    "initializer_range": _number(0, 1),
+    "aspp_out_channels": _integer(1, 4096),
+    "atrous_rates": _several(_integer(1, 64), 1, 8),
+    "aspp_dropout_prob": _PROBABILITY,
+    "semantic_loss_ignore_index": _integer(-100, 65535),
+    "dtype": _optional(lambda name, value: _dtype(name, value)),
+}
+
+_V1_RULES: dict[str, Rule] = _SHARED_RULES | {
+    "hidden_sizes": _several(_integer(8, 1024), 3),
+    "neck_hidden_sizes": _several(_integer(1, 4096), 7),
+    "num_attention_heads": _integer(1, 64),
+    "attention_head_size": _optional(_integer(1, 1024)),
+    "mlp_ratio": _RATIO,
+    "attention_probs_dropout_prob": _PROBABILITY,
+    "qkv_bias": _flag,
+    "use_fusion": _flag,
+}
+
+_V2_RULES: dict[str, Rule] = _SHARED_RULES | {
+    "base_attn_unit_dims": _several(_integer(8, 2048), 3),
+    "width_multiplier": _number(0.25, 4),
+    "ffn_multiplier": _whole(1, 16),
+    "attn_dropout": _PROBABILITY,
+    "attn_norm": _one_of("group", "layer"),
+    "odd_map": _one_of("apple", "stock"),
+}
+
+# Keys of a config file that name code or its choice; never acted on.
+_CODE_KEYS = ("auto_map", "trust_remote_code", "custom_pipelines")
+# Keys that transformers itself writes or once wrote, and that are not fields.
+_FOREIGN_KEYS = {
+    "model_type", "transformers_version", "_name_or_path", "name_or_path", "torch_dtype", "num_labels",
+    "attn_implementation", "_commit_hash", "save_id", "use_return_dict", "out_features", "out_indices",
+    "_out_features", "_out_indices", "task_specific_params",
+    "mlp_ratio",  # stands in published version 2 configs, without effect there
+}  # fmt: skip
+
+
+def _dtype(name: str, value: Any) -> Any:
+    text = str(value).removeprefix("torch.")
+    if text not in ("float32", "float16", "bfloat16", "auto"):
+        raise _fail(name, value, "float32, float16 or bfloat16")
+    return value
+
+
+def check_labels(id2label: Any) -> dict[int, str]:
+    """Returns `id2label` with integer keys 0 … n−1 in order, or raises `ConfigError`."""
+    if not isinstance(id2label, dict) or not 1 <= len(id2label) <= MAX_LABELS:
+        raise _fail("id2label", id2label, f"an object with 1 to {MAX_LABELS} labels")
+    labels: dict[int, str] = {}
+    for key, label in id2label.items():
+        text = str(key)
+        if not (text.isascii() and text.isdigit()) or isinstance(key, bool):
+            raise _fail("id2label", key, "whole numbers as keys")
+        if not isinstance(label, str) or len(label) > MAX_LABEL_LENGTH:
+            raise _fail(f"id2label[{key}]", label, f"text of at most {MAX_LABEL_LENGTH} characters")
+        if any(ord(c) < 32 or ord(c) == 127 for c in label):
+            raise _fail(f"id2label[{key}]", label, "text without control characters")
+        labels[int(text)] = label
+    gaps = sorted(set(range(len(id2label))) - set(labels))
+    if gaps:
+        raise ConfigError(
+            f"Config field 'id2label' has {len(id2label)} labels but no label {gaps[0]}; "
+            f"expected the keys 0 to {len(id2label) - 1}.",
+            field="id2label",
+            found=sorted(labels)[:5],
+            expected=f"0 to {len(id2label) - 1}",
+        )
+    return {i: labels[i] for i in range(len(labels))}
+
+
+class _CheckedConfig:
+    """Range checks and preset access, mixed into both configs."""
+
+    field_rules: dict[str, Rule]
+    new_defaults: dict[str, Any]
+
+    def __init__(self, **values: Any) -> None:
+        values = {**self.new_defaults, **values}
+        self._warn_about_unknown(values)
+        if values.get("id2label") is not None:
+            values["id2label"] = check_labels(values["id2label"])
+            count = values.get("num_labels")
+            if count is not None and count != len(values["id2label"]):
+                raise ConfigError(
+                    f"Config says num_labels={count!r} but id2label has {len(values['id2label'])} labels; "
+                    "give one of the two, or make them agree.",
+                    field="id2label",
+                    found=count,
+                    expected=len(values["id2label"]),
+                )
+            values.pop("num_labels", None)
+            expected_ids = {label: i for i, label in values["id2label"].items()}
+            if values.get("label2id") not in (None, expected_ids):
+                distinct = len(expected_ids) == len(values["id2label"])
+                if distinct:
+                    warnings.warn(
+                        "Config field 'label2id' contradicts 'id2label'; 'id2label' is used.",
+                        MobileViTHubWarning,
+                        stacklevel=3,
+                    )
+            values["label2id"] = expected_ids
+        elif "num_labels" in values:
+            values["num_labels"] = _integer(0, MAX_LABELS)("num_labels", values["num_labels"])
+        for name, value in values.items():
+            if name in self.field_rules:
+                values[name] = self.field_rules[name](name, value)
+        super().__init__(**values)
+        self._check_together()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.field_rules:
+            value = self.field_rules[name](name, value)
+        super().__setattr__(name, value)
+
+    @classmethod
+    def known_fields(cls) -> set[str]:
+        """Names of all fields that a config file may hold."""
+        return {f.name for f in dataclass_fields(cls)} | set(cls.field_rules) | set(cls.new_defaults)  # type: ignore[arg-type]
+
+    @classmethod
+    def _warn_about_unknown(cls, values: dict[str, Any]) -> None:
+        known = cls.known_fields() | _FOREIGN_KEYS
+        for name in values:
+            if name in known or name.startswith("_"):
+                continue
+            close = difflib.get_close_matches(name, cls.known_fields(), n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            warnings.warn(
+                f"{cls.__name__} has no field {name!r}; it is kept but has no effect.{hint}",
+                MobileViTHubWarning,
+                stacklevel=4,
+            )
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides: Any) -> Any:
+        """Returns the config of a published checkpoint without reading a file or using a network.
+
+        Args:
+            name: An alias of `mobilevit_hub.presets`, such as `"mobilevit-xs"`.
+            overrides: Fields to change, for example `num_labels=10`.
+        """
+        from .presets import get_preset
+
+        preset = get_preset(name)
+        if preset.model_type != cls.model_type:  # type: ignore[attr-defined]
+            raise ConfigError(
+                f"{preset.name!r} is a {preset.model_type} checkpoint, but {cls.__name__} describes "
+                f"{cls.model_type} networks.",  # type: ignore[attr-defined]
+                field="name",
+                found=name,
+            )
+        values = {**preset.config, "num_labels": preset.num_labels, **overrides}
+        if preset.num_labels == 1000 and "id2label" not in overrides and "num_labels" not in overrides:
+            from .presets import imagenet_labels
+
+            values["id2label"] = dict(enumerate(imagenet_labels()))
+            values.pop("num_labels")
+        elif "id2label" in overrides:
+            values.pop("num_labels")
+        return cls(**values)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Any:
+        """Reads and checks a `config.json`."""
+        return config_from_dict(read_json(path), path, expected=cls)
+
+    # What the networks of both versions need, per stage ------------------------------------------
+
+    @property
+    def stage_channels(self) -> tuple[int, ...]:
+        """Channels of the stem and of stages 1 to 5."""
+        raise AttributeError  # pragma: no cover - both subclasses define it
+
+    @property
+    def patch_sizes(self) -> tuple[int, int, int]:
+        """Patch side of stages 3, 4 and 5, in feature-map pixels."""
+        size = self.patch_size  # type: ignore[attr-defined]
+        return tuple(size) if isinstance(size, list | tuple) else (size,) * 3  # type: ignore[return-value]
+
+    @property
+    def stage_strides(self) -> tuple[int, ...]:
+        """Down-sampling factor of the stem and of stages 1 to 5, in image pixels per map pixel."""
+        return (2, 2, 4) + tuple(
+            min(2**stage, self.output_stride)  # type: ignore[attr-defined]
+            for stage in (3, 4, 5)
+        )
+
+    def _check_together(self) -> None:
+        count = sum(self._parameter_terms())
+        if count > MAX_PARAMETERS:
+            raise ConfigError(
+                f"This config describes about {count / 1e6:,.0f} million parameters; "
+                f"the limit is {MAX_PARAMETERS / 1e6:,.0f} million. Check the widths.",
+                field="parameters",
+                found=count,
+                expected=MAX_PARAMETERS,
+            )
+
+    def _parameter_terms(self) -> Iterator[int]:
+        """Sizes of the large weight matrices: enough to refuse a config that could never fit."""
+        widths = self.stage_channels
+        ratio = self.expand_ratio  # type: ignore[attr-defined]
+        for before, after in zip(widths[:-1], widths[1:], strict=True):
+            yield int(before * ratio * (before + after))
+        yield widths[-1] * (self.num_labels or 0)  # type: ignore[attr-defined]
+
+
+class MobileViTConfig(_CheckedConfig, StockMobileViTConfig):
+    """Describes a MobileViT (version 1) network; the defaults are those of `mobilevit-s`.
+
+    Fields of the transformers config keep their names and meaning. The values that published
+    checkpoints use stand in `mobilevit_hub.presets`. Additional fields:
+
+    Args:
+        patch_size: Side of a square patch, or one side for each of the stages 3, 4 and 5
+            (the paper's studies use 8, 4, 2). Default 2.
+        n_attn_blocks: Transformer layers in stages 3, 4 and 5. Default 2, 4, 3.
+        attention_head_size: Width of one attention head; when given it replaces
+            `num_attention_heads`. Default None.
+        conv_kernel_size: Side of the two spatial convolutions of a MobileViT block. Default 3.
+        use_fusion: Whether a block ends by concatenating its input and fusing (paper: "skip
+            connection"; off costs 0.5 points). Default true.
+        ffn_dropout: Dropout between the two linear layers of the feed-forward part. Default 0.
+
+    Source: MobileViT, arXiv 2110.02178.
+    """
+
+    field_rules = _V1_RULES
+    new_defaults = {
+        "n_attn_blocks": [2, 4, 3],
+        "attention_head_size": None,
+        "use_fusion": True,
+        "ffn_dropout": 0.0,
+    }
+
+    def __init__(self, **values: Any) -> None:
+        # Defined here because transformers writes an __init__ into every config class without one.
+        super().__init__(**values)
+
+    @property
+    def stage_channels(self) -> tuple[int, ...]:
+        """Channels of the stem and of stages 1 to 5."""
+        return tuple(self.neck_hidden_sizes[:6])
+
+    def heads(self, width: int) -> int:
+        """Number of attention heads of a transformer of this width."""
+        size = self.attention_head_size
+        return self.num_attention_heads if size is None else width // size
+
+    def _check_together(self) -> None:
+        for width in self.hidden_sizes:
+            size = self.attention_head_size
+            if size is not None and width % size:
+                raise _fail("attention_head_size", size, f"a divisor of each of hidden_sizes {list(self.hidden_sizes)}")
+            if size is None and width % self.num_attention_heads:
+                raise _fail(
+                    "num_attention_heads",
+                    self.num_attention_heads,
+                    f"a divisor of each of hidden_sizes {list(self.hidden_sizes)}",
+                )
+        super()._check_together()
+
+    def _parameter_terms(self) -> Iterator[int]:
+        yield from super()._parameter_terms()
+        kernel = self.conv_kernel_size**2
+        for width, channels, layers in zip(
+            self.hidden_sizes, self.stage_channels[3:], self.n_attn_blocks, strict=True
+        ):
+            yield int(layers * width * width * (4 + 2 * self.mlp_ratio))
+            yield channels * channels * kernel * (3 if self.use_fusion else 1) + 2 * channels * width
+        yield self.neck_hidden_sizes[5] * self.neck_hidden_sizes[6]
+
+
+class MobileViTV2Config(_CheckedConfig, StockMobileViTV2Config):
+    """Describes a MobileViTv2 network; the defaults are those of `mobilevitv2-1.0`.
+
+    Fields of the transformers config keep their names and meaning. Additional fields:
+
+    Args:
+        patch_size: Side of a square patch, or one side for each of the stages 3, 4 and 5. Default 2.
+        hidden_dropout_prob: Dropout after the attention and after the feed-forward part. Default 0.
+        attn_norm: `"group"` normalises each image over channels, pixels and patches together, as
+            Apple does; `"layer"` normalises each token over its channels. Default `"group"`.
+        odd_map: What happens when a feature map is not a multiple of the patch: `"apple"` resizes it
+            up, `"stock"` drops the last row and column and leaves zeros there, as transformers does.
+
+    Source: Separable Self-attention for Mobile Vision Transformers, arXiv 2206.02680.
+    """
+
+    field_rules = _V2_RULES
+    new_defaults = {"hidden_dropout_prob": 0.0, "attn_norm": "group", "odd_map": "apple"}
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**values)
+
+    @property
+    def stage_channels(self) -> tuple[int, ...]:
+        """Channels of the stem and of stages 1 to 5 (paper, section 4; Apple's rounding)."""
+        alpha = self.width_multiplier
+        return (
+            make_divisible(min(max(32 * alpha, 16), 64), divisor=8, minimum=16),
+            make_divisible(64 * alpha, divisor=16),
+            make_divisible(128 * alpha, divisor=8),
+            make_divisible(256 * alpha, divisor=8),
+            make_divisible(384 * alpha, divisor=8),
+            make_divisible(512 * alpha, divisor=8),
+        )
+
+    @property
+    def hidden_sizes(self) -> tuple[int, ...]:
+        """Width of the attention layers of stages 3, 4 and 5."""
+        return tuple(make_divisible(d * self.width_multiplier, divisor=8) for d in self.base_attn_unit_dims)
+
+    def ffn_size(self, width: int) -> int:
+        """Width of the feed-forward part of an attention layer, a multiple of 16."""
+        return max(16, int(self.ffn_multiplier * width // 16 * 16))
+
+    def _check_together(self) -> None:
+        for i, dim in enumerate(self.base_attn_unit_dims):
+            if dim % 8:
+                raise _fail(f"base_attn_unit_dims[{i}]", dim, "a multiple of 8")
+        super()._check_together()
+
+    def _parameter_terms(self) -> Iterator[int]:
+        yield from super()._parameter_terms()
+        for width, channels, layers in zip(
+            self.hidden_sizes, self.stage_channels[3:], self.n_attn_blocks, strict=True
+        ):
+            yield int(layers * width * width * (3 + 2 * self.ffn_multiplier)) + 2 * channels * width
+
+
+CONFIG_CLASSES: dict[str, type[PretrainedConfig]] = {"mobilevit": MobileViTConfig, "mobilevitv2": MobileViTV2Config}
+
+
+# --------------------------------------------------------------------------------------------------
+# Reading config.json
+# --------------------------------------------------------------------------------------------------
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Reads a JSON object from a file that may be hostile: small, finite, no duplicate keys.
+
+    Raises:
+        ConfigError: The file is too large, not JSON, not an object, deeper than 32 levels, holds a
+            non-finite number or names a key twice.
+        NotFoundError: There is no such file.
+    """
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        if size > MAX_CONFIG_BYTES:
+            raise ConfigError(
+                f"{path}: {size:,} bytes is too large for a config; the limit is {MAX_CONFIG_BYTES:,}.", path=path
+            )
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{path}: no such file.", path=path) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}).", path=path) from error
+    return parse_json(text, path)
+
+
+def parse_json(text: str, path: Any) -> dict[str, Any]:
+    """Parses JSON text under the rules of `read_json`; `path` only names the source in errors."""
+
+    def no_constant(name: str) -> float:
+        raise ConfigError(f"{path}: {name} is not a finite number.", path=path, found=name)
+
+    def number(literal: str) -> float:
+        value = float(literal)
+        return value if math.isfinite(value) else no_constant(literal)
+
+    def integer(literal: str) -> int:
+        if len(literal) > 40:
+            raise ConfigError(f"{path}: an integer with {len(literal)} digits.", path=path)
+        return int(literal)
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in result:
+                raise ConfigError(f"{path}: key {key!r} stands there twice.", path=path, field=key)
+            result[key] = value
+        return result
+
+    if not text.strip():
+        raise ConfigError(f"{path}: the file is empty; expected a JSON object.", path=path)
+    try:
+        data = json.loads(
+            text, parse_constant=no_constant, parse_float=number, parse_int=integer, object_pairs_hook=unique
+        )
+    except json.JSONDecodeError as error:
+        raise ConfigError(
+            f"{path}: not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}.", path=path
+        ) from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: nested deeper than {MAX_CONFIG_DEPTH} levels.", path=path) from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: must be a JSON object, found {type(data).__name__}.", path=path)
+    if _depth(data) > MAX_CONFIG_DEPTH:
+        raise ConfigError(f"{path}: nested deeper than {MAX_CONFIG_DEPTH} levels.", path=path)
+    return data
+
+
+def _depth(value: Any) -> int:
+    """Nesting depth, without recursion: depth is what a hostile file attacks with."""
+    deepest, level = 0, [value]
+    while level:
+        containers = [v for v in level if isinstance(v, dict | list)]
+        deepest += bool(containers)
+        level = [child for c in containers for child in (c.values() if isinstance(c, dict) else c)]
+        if deepest > MAX_CONFIG_DEPTH:
+            break
+    return deepest
+
+
+def config_from_dict(
+    data: dict[str, Any], path: Any = "config", expected: type | None = None, strict: bool = False
+) -> Any:
+    """Builds the right config class from the content of a `config.json`.
+
+    Args:
+        data: Content of the file.
+        path: Names the source in errors.
+        expected: A config class that it must be; default: either.
+        strict: Raise on a field that this package does not know, instead of warning.
+    """
+    accepted = [k for k, cls in CONFIG_CLASSES.items() if expected is None or issubclass(cls, expected)]
+    model_type = data.get("model_type")
+    if model_type not in accepted:
+        found = "model_type is missing" if model_type is None else f"model_type is {model_type!r}"
+        raise ConfigError(
+            f"{path}: {found}; expected {' or '.join(map(repr, accepted))}.",
+            path=path,
+            field="model_type",
+            found=model_type,
+            expected=accepted,
+        )
+    cls = CONFIG_CLASSES[model_type]
+    ignored = [k for k in data if k in _CODE_KEYS or k.startswith("_attn_implementation")]
+    if ignored:
+        warnings.warn(
+            f"{path}: {', '.join(ignored)} would choose code to run and is ignored.",
+            MobileViTHubWarning,
+            stacklevel=2,
+        )
+    values = {k: v for k, v in data.items() if k not in ignored and k != "model_type"}
+    try:
+        with warnings.catch_warnings():
+            if strict:
+                warnings.simplefilter("error", MobileViTHubWarning)
+            return cls(**values)
+    except MobileViTHubWarning as warning:
+        raise ConfigError(f"{path}: {warning}", path=path) from warning
+    except ConfigError as error:
+        error.message, error.path = f"{path}: {error.message}", str(path)
+        raise
+    except (TypeError, ValueError, AttributeError) as error:
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        raise ConfigError(f"{path}: {reason}", path=path) from error
+
+
+def feature_map_size(height: int, width: int, strides: Sequence[int]) -> list[tuple[int, int]]:
+    """Height and width of each feature map for an image, before any odd-map resizing."""
+    return [(math.ceil(height / s), math.ceil(width / s)) for s in strides]
