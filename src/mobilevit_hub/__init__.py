@@ -1,2 +1,83 @@
-"""MobileViT and MobileViTv2 by name."""
+"""MobileViT and MobileViTv2 by name: exact to Apple's weights, for PyTorch, Keras and the phone.
+
+Importing this package loads no framework; each public name is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .configuration import MobileViTConfig, MobileViTV2Config
+    from .image_processing import MobileViTImageProcessor
+    from .images import load_image
+    from .presets import get_preset, list_presets
+    from .pt import (
+        MobileViTBackbone,
+        MobileViTForImageClassification,
+        MobileViTModel,
+        MobileViTV2Backbone,
+        MobileViTV2ForImageClassification,
+        MobileViTV2Model,
+    )
+    from .pt.training import train
+    from .runtimes import from_pretrained, image_processor, predict
+
+# Public name -> module that has it.
+_MODULES = {
+    "MobileViTConfig": "configuration",
+    "MobileViTV2Config": "configuration",
+    "MobileViTImageProcessor": "image_processing",
+    "load_image": "images",
+    "get_preset": "presets",
+    "list_presets": "presets",
+    "MobileViTBackbone": "pt",
+    "MobileViTForImageClassification": "pt",
+    "MobileViTModel": "pt",
+    "MobileViTV2Backbone": "pt",
+    "MobileViTV2ForImageClassification": "pt",
+    "MobileViTV2Model": "pt",
+    "train": "pt.training",
+    "from_pretrained": "runtimes",
+    "image_processor": "runtimes",
+    "predict": "runtimes",
+}
+
+__all__ = [
+    "MobileViTBackbone",
+    "MobileViTConfig",
+    "MobileViTForImageClassification",
+    "MobileViTImageProcessor",
+    "MobileViTModel",
+    "MobileViTV2Backbone",
+    "MobileViTV2Config",
+    "MobileViTV2ForImageClassification",
+    "MobileViTV2Model",
+    "__version__",
+    "from_pretrained",
+    "get_preset",
+    "image_processor",
+    "list_presets",
+    "load_image",
+    "predict",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if _MODULES[name].startswith("pt"):
+        from .errors import require
+
+        require("torch", "torch", f"mobilevit_hub.{name}")
+    value = getattr(import_module(f".{_MODULES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

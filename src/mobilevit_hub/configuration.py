@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields as dataclass_fields
@@ -171,6 +172,11 @@ _SHARED_RULES: dict[str, Rule] = {
     "aspp_dropout_prob": _PROBABILITY,
     "semantic_loss_ignore_index": _integer(-100, 65535),
     "dtype": _optional(lambda name, value: _dtype(name, value)),
+    "output_hidden_states": _optional(_flag),
+    "return_dict": _optional(_flag),
+    "problem_type": _optional(_one_of("regression", "single_label_classification", "multi_label_classification")),
+    "num_labels": _integer(0, MAX_LABELS),
+    "id2label": lambda name, value: check_labels(value) if value else value,
 }
 
 _V1_RULES: dict[str, Rule] = _SHARED_RULES | {
@@ -193,12 +199,16 @@ _V2_RULES: dict[str, Rule] = _SHARED_RULES | {
     "odd_map": _one_of("apple", "stock"),
 }
 
-# Keys of a config file that name code or its choice; never acted on.
-_CODE_KEYS = ("auto_map", "trust_remote_code", "custom_pipelines")
+# Starts of the keys of a config file that name code or choose it; never acted on. An attention
+# "implementation" can be a Hub repository whose kernels transformers would run.
+_CODE_KEYS = (
+    "auto_map", "trust_remote_code", "custom_pipelines", "quantization_config", "_auto_class",
+    "attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation",
+)  # fmt: skip
 # Keys that transformers itself writes or once wrote, and that are not fields.
 _FOREIGN_KEYS = {
-    "model_type", "transformers_version", "_name_or_path", "name_or_path", "torch_dtype", "num_labels",
-    "attn_implementation", "_commit_hash", "save_id", "use_return_dict", "out_features", "out_indices",
+    "model_type", "transformers_version", "_name_or_path", "name_or_path", "torch_dtype", "attn_implementation",
+    "_commit_hash", "save_id", "use_return_dict", "output_attentions", "out_features", "out_indices",
     "_out_features", "_out_indices", "task_specific_params",
     "mlp_ratio",  # stands in published version 2 configs, without effect there
 }  # fmt: skip
@@ -206,7 +216,7 @@ _FOREIGN_KEYS = {
 
 def _dtype(name: str, value: Any) -> Any:
     text = str(value).removeprefix("torch.")
-    if text not in ("float32", "float16", "bfloat16", "auto"):
+    if text not in ("float32", "float16", "bfloat16"):
         raise _fail(name, value, "float32, float16 or bfloat16")
     return value
 
@@ -222,7 +232,7 @@ def check_labels(id2label: Any) -> dict[int, str]:
             raise _fail("id2label", key, "whole numbers as keys")
         if not isinstance(label, str) or len(label) > MAX_LABEL_LENGTH:
             raise _fail(f"id2label[{key}]", label, f"text of at most {MAX_LABEL_LENGTH} characters")
-        if any(ord(c) < 32 or ord(c) == 127 for c in label):
+        if any(unicodedata.category(c) in ("Cc", "Cs") for c in label):
             raise _fail(f"id2label[{key}]", label, "text without control characters")
         labels[int(text)] = label
     gaps = sorted(set(range(len(id2label))) - set(labels))
@@ -237,6 +247,13 @@ def check_labels(id2label: Any) -> dict[int, str]:
     return {i: labels[i] for i in range(len(labels))}
 
 
+def _same_labels(label2id: Any, id2label: dict[int, str]) -> bool:
+    """Whether the maps agree; of a label that stands twice, `label2id` may name either index."""
+    if not isinstance(label2id, dict) or set(label2id) != set(id2label.values()):
+        return False
+    return all(type(i) is int and id2label.get(i) == label for label, i in label2id.items())
+
+
 class _CheckedConfig:
     """Range checks and preset access, mixed into both configs."""
 
@@ -246,6 +263,9 @@ class _CheckedConfig:
     def __init__(self, **values: Any) -> None:
         values = {**self.new_defaults, **values}
         self._warn_about_unknown(values)
+        ids = values.get("label2id")
+        if values.get("id2label") is None and isinstance(ids, dict) and ids:
+            values["id2label"] = {i: label for label, i in ids.items()}
         if values.get("id2label") is not None:
             values["id2label"] = check_labels(values["id2label"])
             count = values.get("num_labels")
@@ -258,18 +278,13 @@ class _CheckedConfig:
                     expected=len(values["id2label"]),
                 )
             values.pop("num_labels", None)
-            expected_ids = {label: i for i, label in values["id2label"].items()}
-            if values.get("label2id") not in (None, expected_ids):
-                distinct = len(expected_ids) == len(values["id2label"])
-                if distinct:
-                    warnings.warn(
-                        "Config field 'label2id' contradicts 'id2label'; 'id2label' is used.",
-                        MobileViTHubWarning,
-                        stacklevel=3,
-                    )
-            values["label2id"] = expected_ids
-        elif "num_labels" in values:
-            values["num_labels"] = _integer(0, MAX_LABELS)("num_labels", values["num_labels"])
+            if ids is not None and not _same_labels(ids, values["id2label"]):
+                warnings.warn(
+                    "Config field 'label2id' contradicts 'id2label'; 'id2label' is used.",
+                    MobileViTHubWarning,
+                    stacklevel=3,
+                )
+            values["label2id"] = {label: i for i, label in values["id2label"].items()}
         for name, value in values.items():
             if name in self.field_rules:
                 values[name] = self.field_rules[name](name, value)
@@ -290,7 +305,11 @@ class _CheckedConfig:
     def _warn_about_unknown(cls, values: dict[str, Any]) -> None:
         known = cls.known_fields() | _FOREIGN_KEYS
         for name in values:
-            if name in known or name.startswith("_"):
+            if name in known:
+                continue
+            if hasattr(cls, name):
+                raise ConfigError(f"Config key {name!r} would hide a part of {cls.__name__}; remove it.", field=name)
+            if name.startswith("_"):
                 continue
             close = difflib.get_close_matches(name, cls.known_fields(), n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
@@ -413,20 +432,15 @@ class MobileViTConfig(_CheckedConfig, StockMobileViTConfig):
 
     def heads(self, width: int) -> int:
         """Number of attention heads of a transformer of this width."""
-        size = self.attention_head_size
-        return self.num_attention_heads if size is None else width // size
+        name = "num_attention_heads" if self.attention_head_size is None else "attention_head_size"
+        value = getattr(self, name)
+        if width % value:
+            raise _fail(name, value, f"a divisor of each of hidden_sizes {list(self.hidden_sizes)}")
+        return value if self.attention_head_size is None else width // value
 
     def _check_together(self) -> None:
         for width in self.hidden_sizes:
-            size = self.attention_head_size
-            if size is not None and width % size:
-                raise _fail("attention_head_size", size, f"a divisor of each of hidden_sizes {list(self.hidden_sizes)}")
-            if size is None and width % self.num_attention_heads:
-                raise _fail(
-                    "num_attention_heads",
-                    self.num_attention_heads,
-                    f"a divisor of each of hidden_sizes {list(self.hidden_sizes)}",
-                )
+            self.heads(width)
         super()._check_together()
 
     def _parameter_terms(self) -> Iterator[int]:
@@ -524,8 +538,12 @@ def read_json(path: str | Path) -> dict[str, Any]:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError as error:
         raise NotFoundError(f"{path}: no such file.", path=path) from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}).", path=path) from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}).", path=path) from error
+        line = error.object[: error.start].count(b"\n") + 1
+        column = error.start - error.object.rfind(b"\n", 0, error.start)
+        raise ConfigError(f"{path}: not UTF-8 text at line {line}, column {column}.", path=path) from error
     return parse_json(text, path)
 
 
@@ -606,7 +624,7 @@ def config_from_dict(
             expected=accepted,
         )
     cls = CONFIG_CLASSES[model_type]
-    ignored = [k for k in data if k in _CODE_KEYS or k.startswith("_attn_implementation")]
+    ignored = [k for k in data if k.startswith(_CODE_KEYS)]
     if ignored:
         warnings.warn(
             f"{path}: {', '.join(ignored)} would choose code to run and is ignored.",

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import math
+import os
+import warnings
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BackboneOutput
 
+from ..checkpoints import find_checkpoint, fit_tensors, load_config, load_tensors, save_checkpoint
 from ..configuration import STAGE_NAMES
-from ..errors import InputError
+from ..errors import ConfigError, InputError, MobileViTHubWarning
 
 
 class HubModel(PreTrainedModel):
-    """Base of the models."""
+    """Base of the models: strict loading by name, atomic saving, and what transformers' tools expect."""
 
     main_input_name = "pixel_values"
     input_modalities = ("image",)
@@ -26,6 +31,148 @@ class HubModel(PreTrainedModel):
     def wants_dict(self, return_dict: bool | None) -> bool:
         """Whether `forward` returns named fields: the argument, else the config."""
         return bool(self.config.return_dict if return_dict is None else return_dict)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *,
+        config: Any = None,
+        num_labels: int | None = None,
+        id2label: dict[int, str] | None = None,
+        strict: bool = True,
+        dtype: torch.dtype | str | None = None,
+        attn_implementation: str | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike | None = None,
+        local_files_only: bool = False,
+        out_features: list[str] | None = None,
+        **changes: Any,
+    ) -> Any:
+        """Loads a checkpoint by name; each of its tensors is used once and each weight is filled.
+
+        Args:
+            pretrained_model_name_or_path: An alias (`"mobilevit-s"`), a folder, or a Hub id.
+            config: Use this config in place of the checkpoint's.
+            num_labels: Number of classes. When it differs from the checkpoint's, the classifier is new
+                and random, which is said once; every other weight is loaded.
+            id2label: Names of the classes, by index; also makes a new classifier when the number differs
+                or the names do.
+            strict: When false, what does not fit is left out, and `(model, LoadReport)` is returned.
+            dtype: Number type of the weights in memory. Default: float32, whatever the file has.
+            attn_implementation: `"sdpa"` (default) or `"eager"`.
+            revision: Branch, tag or commit on the Hub.
+            token: Access token of the Hub.
+            cache_dir: Folder of the Hub's cache.
+            local_files_only: Never use the network.
+            out_features: For a backbone: the maps to return.
+            changes: Config fields to change, e.g. `output_stride=16`.
+
+        Returns:
+            The model in evaluation mode.
+
+        Raises:
+            SourceError, ConfigError, CheckpointError: See `checkpoints.find_checkpoint` and `fit_tensors`.
+        """
+        checkpoint = find_checkpoint(
+            os.fspath(pretrained_model_name_or_path),
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )
+        own = load_config(checkpoint)
+        if num_labels is not None and id2label is None and num_labels != own.num_labels:
+            changes["num_labels"] = num_labels
+        if id2label is not None and {int(k): v for k, v in id2label.items()} != own.id2label:
+            changes["id2label"] = id2label
+        new_head = bool({"num_labels", "id2label"} & changes.keys())
+        if config is None:
+            config = load_config(checkpoint, **changes) if changes else own
+        else:
+            new_head = new_head or config.num_labels != own.num_labels
+        if not isinstance(config, cls.config_class):
+            raise ConfigError(
+                f"{checkpoint.config_file}: model_type is {config.model_type!r}, but {cls.__name__} is a "
+                f"{cls.config_class.model_type} network.",
+                path=checkpoint.config_file,
+                field="model_type",
+                found=config.model_type,
+                expected=cls.config_class.model_type,
+            )
+        config.architectures = [cls.__name__]
+        if attn_implementation is not None:
+            config._attn_implementation = attn_implementation
+        model = cls(config, out_features=out_features) if out_features else cls(config)
+        tensors, report = fit_tensors(
+            load_tensors(checkpoint, own),
+            {name: tuple(t.shape) for name, t in model.state_dict().items()},
+            path=checkpoint.weights_file,
+            model_name=cls.__name__,
+            prefix=cls.base_model_prefix,
+            new_head=new_head,
+            strict=strict,
+        )
+        state = model.state_dict()
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                state[name].copy_(torch.from_numpy(tensor))
+        if report.new_head:
+            warnings.warn(
+                f"The checkpoint classifies {own.num_labels} labels; the classifier for {config.num_labels} labels is "
+                "new and random. Every other weight was loaded.",
+                MobileViTHubWarning,
+                stacklevel=2,
+            )
+        if dtype is not None and dtype != "auto":
+            model = model.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+        model.name_or_path = config._name_or_path = checkpoint.name
+        model.eval()
+        return model if strict else (model, report)
+
+    def save_pretrained(  # type: ignore[override]
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+        push_to_hub: bool = False,
+        *,
+        processor: Any = None,
+        card: str | None = None,
+        **options: Any,
+    ) -> None:
+        """Writes `model.safetensors` and `config.json`: old content or new, never a mixture.
+
+        The folder opens in both twins and in stock transformers.
+
+        Args:
+            save_directory: Folder to write; an earlier save in it is replaced.
+            is_main_process: Whether this process writes; the others of a distributed run do not.
+            state_dict: Weights to write in place of the model's own.
+            push_to_hub: Also upload the folder; see `PreTrainedModel.push_to_hub`.
+            processor: Image processor to write beside the weights.
+            card: Text of the model card.
+            options: For `push_to_hub`: `repo_id`, `commit_message`, `private`, `token`, …
+
+        Raises:
+            SaveError: It could not be written; what was there before is kept.
+            CheckpointError: The weights contain NaN or infinity.
+        """
+        if not is_main_process:
+            return
+        state = self.state_dict() if state_dict is None else state_dict
+        tensors = {}
+        for name, tensor in state.items():
+            tensor = tensor.detach().cpu()
+            # NumPy has no bfloat16; float32 holds the same values.
+            tensors[name] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).contiguous().numpy()
+        self.config.architectures = [type(self).__name__]
+        self.config.dtype = "float16" if any(t.dtype == np.float16 for t in tensors.values()) else "float32"
+        save_checkpoint(save_directory, tensors, self.config, processor=processor, card=card)
+        if push_to_hub:
+            options.setdefault("repo_id", Path(save_directory).name)
+            self.push_to_hub(**options)
 
 
 def init_like_version_1(module: nn.Module, std: float) -> None:

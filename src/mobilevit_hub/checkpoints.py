@@ -1,0 +1,384 @@
+"""From a name to weights that fit, and back to a folder: the same for both frameworks.
+
+A name is an alias of `presets`, a folder, or a Hub id, tried in that order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import hub
+from .configuration import config_from_dict, parse_json, read_json
+from .errors import CheckpointError, ConfigError, InputError, MobileViTHubWarning, NotFoundError
+from .files import json_bytes, write_folder
+from .names import rename_tensors, timm_names
+from .presets import Preset, find_preset, get_preset
+from .tensors import check_values, listed, read_tensors, to_safetensors
+
+PACKAGE = Path(__file__).parent
+CARD_FILE = "README.md"
+SAVE_ID = "save_id"
+HEADS = ("classifier.", "segmentation_head.", "detection_head.")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where the files of a checkpoint lie, and what is known about it."""
+
+    name: str
+    """As the user gave it."""
+    config_data: dict[str, Any]
+    """Content of its `config.json`."""
+    config_file: Path
+    processor_data: dict[str, Any] | None
+    """Content of its `preprocessor_config.json`; None when it has none."""
+    weights_file: Path
+    preset: Preset | None
+    """The row of the presets table, when it was named by an alias."""
+
+    @property
+    def is_timm(self) -> bool:
+        """Whether it is a timm repository, with timm's tensor names."""
+        return "architecture" in self.config_data and "model_type" not in self.config_data
+
+
+def find_checkpoint(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> Checkpoint:
+    """Finds the files of a checkpoint, downloading named ones from the Hub when needed.
+
+    Args:
+        name: An alias such as `"mobilevit-s"`, a folder, or a Hub id such as `"apple/mobilevit-small"`.
+        revision: Branch, tag or commit on the Hub. Default: `main`.
+        token: Access token; default: the one of `hf auth login` or `HF_TOKEN`.
+        cache_dir: Folder of the Hub's cache; default: as `HF_HOME` says.
+        local_files_only: Never use the network.
+
+    Raises:
+        NotFoundError: No alias, folder or repository of that name, or it lacks a file.
+        OfflineError, AccessError, IntegrityError: See `hub.fetch`.
+        ConfigError: Its JSON files are wrong.
+    """
+    name = str(name)
+    preset = None if "/" in name else find_preset(name)
+    options = {
+        "revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only
+    }  # fmt: skip
+    if preset is not None:
+        if preset.unavailable:
+            raise NotFoundError(f"{preset.name!r} cannot be loaded: {preset.unavailable}", path=name)
+        if preset.folder:
+            return _from_folder(PACKAGE / preset.folder, name, preset)
+        return _from_hub(str(preset.hub_id), name, preset, options)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not name.startswith((".", "/", "~")) and name.count("/") == 1 and hub.looks_like_hub_id(name):
+            warnings.warn(
+                f"{name!r} is a folder here and could be a Hub id; the folder is used.",
+                MobileViTHubWarning,
+                stacklevel=3,
+            )
+        return _from_folder(folder, name, None)
+    if folder.is_file():
+        raise NotFoundError(f"{name!r} is a file; expected the folder that holds it, or an alias.", path=name)
+    if name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1:
+        raise NotFoundError(f"There is no folder {name!r}.", path=name)
+    if "/" in name and hub.looks_like_hub_id(name):
+        return _from_hub(name, name, None, options)
+    return get_preset(name)  # type: ignore[return-value]  # always raises, with the nearest names
+
+
+def _from_folder(folder: Path, name: str, preset: Preset | None) -> Checkpoint:
+    config_file = folder / hub.CONFIG_FILE
+    if not config_file.is_file():
+        raise ConfigError(
+            f"{folder}: has no config.json; a checkpoint folder holds config.json, preprocessor_config.json and "
+            "model.safetensors.",
+            path=folder,
+            field=hub.CONFIG_FILE,
+        )
+    weights = next((folder / f for f in hub.WEIGHT_FILES if (folder / f).is_file()), None)
+    if weights is None:
+        raise NotFoundError(f"{folder}: has no {' or '.join(hub.WEIGHT_FILES)}.", path=folder)
+    processor_file = folder / hub.PROCESSOR_FILE
+    processor = read_json(processor_file) if processor_file.is_file() else None
+    return Checkpoint(name, read_json(config_file), config_file, processor, weights, preset)
+
+
+def _from_hub(repo_id: str, name: str, preset: Preset | None, options: dict[str, Any]) -> Checkpoint:
+    config_file = hub.fetch(repo_id, hub.CONFIG_FILE, options)
+    config = read_json(config_file)
+    try:
+        processor = read_json(hub.fetch(repo_id, hub.PROCESSOR_FILE, options))
+    except NotFoundError:
+        processor = None
+    try:
+        weights = hub.fetch(repo_id, hub.WEIGHT_FILES[0], options)
+    except NotFoundError:
+        try:
+            weights = hub.fetch(repo_id, hub.WEIGHT_FILES[1], options)
+        except NotFoundError:
+            raise NotFoundError(
+                f"{repo_id!r} has neither {' nor '.join(hub.WEIGHT_FILES)}.", path=repo_id
+            ) from None
+    return Checkpoint(name, config, config_file, processor, weights, preset)
+
+
+def load_config(checkpoint: Checkpoint, **changes: Any) -> Any:
+    """The config of a checkpoint with some fields changed.
+
+    Changes that touch the classifier: `num_labels`, or `id2label` for named classes.
+    """
+    if checkpoint.is_timm:
+        data = _config_of_timm(checkpoint)
+    else:
+        data = {k: v for k, v in checkpoint.config_data.items() if k != SAVE_ID}
+    if "id2label" in changes or "num_labels" in changes:
+        data = {k: v for k, v in data.items() if k not in ("id2label", "label2id", "num_labels")}
+    if checkpoint.preset is not None and checkpoint.preset.num_labels == 1000 and not checkpoint.is_timm:
+        labels = data.get("id2label") or {}
+        if labels and all(str(v).startswith("LABEL_") for v in labels.values()):
+            data = {**data, **_imagenet_labels()}
+    return config_from_dict({**data, **changes}, checkpoint.config_file)
+
+
+def _imagenet_labels() -> dict[str, Any]:
+    from .presets import imagenet_labels
+
+    return {"id2label": dict(enumerate(imagenet_labels()))}
+
+
+def _config_of_timm(checkpoint: Checkpoint) -> dict[str, Any]:
+    architecture = checkpoint.config_data["architecture"]
+    preset = checkpoint.preset or find_preset(str(architecture))
+    if preset is None:
+        raise ConfigError(
+            f"{checkpoint.config_file}: timm architecture {architecture!r} is not a MobileViT of this package.",
+            path=checkpoint.config_file,
+            field="architecture",
+            found=architecture,
+        )
+    count = checkpoint.config_data.get("num_classes", preset.num_labels)
+    labels = _imagenet_labels() if count == 1000 else {"num_labels": count}
+    return {"model_type": preset.model_type, **preset.config, **labels}
+
+
+# --------------------------------------------------------------------------------------------------
+# Weights that fit
+# --------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class LoadReport:
+    """What became of the tensors of a file; every list is empty after a strict load."""
+
+    missing: list[str] = field(default_factory=list)
+    """Weights of the network that the file does not have; they keep their initial values."""
+    unexpected: list[str] = field(default_factory=list)
+    """Tensors of the file that have no place in the network."""
+    mismatched: list[str] = field(default_factory=list)
+    """Tensors of another shape than the network's, as text with both shapes."""
+    new_head: list[str] = field(default_factory=list)
+    """Weights of the classifier that was replaced on purpose."""
+    dtype: str = "float32"
+    """Number type of the file."""
+
+
+def load_tensors(checkpoint: Checkpoint, config: Any) -> dict[str, np.ndarray]:
+    """Reads a checkpoint's weights under our names, and checks their values.
+
+    Raises:
+        CheckpointError: The file is damaged or unsafe, its values cannot be weights, or weights and
+            config come from different saves.
+    """
+    expected_id = checkpoint.config_data.get(SAVE_ID)
+    for attempt in range(4):
+        tensors, metadata = read_tensors(checkpoint.weights_file)
+        found_id = metadata.get(SAVE_ID)
+        if expected_id is None or found_id is None or found_id == expected_id:
+            break
+        # Somebody may be between renaming the weights and renaming the config.
+        if attempt == 3:
+            raise CheckpointError(
+                f"{checkpoint.weights_file.parent}: weights and config come from different saves; save the "
+                "checkpoint again.",
+                path=checkpoint.weights_file,
+                field=SAVE_ID,
+                found=found_id,
+                expected=expected_id,
+            )
+        time.sleep(0.05)
+        expected_id = read_json(checkpoint.config_file).get(SAVE_ID)
+    check_values(tensors, checkpoint.weights_file)
+    if checkpoint.is_timm:
+        tensors = rename_tensors(tensors, timm_names(config), checkpoint.weights_file)
+    return tensors
+
+
+def fit_tensors(
+    tensors: dict[str, np.ndarray],
+    wanted: dict[str, tuple[int, ...]],
+    *,
+    path: Any,
+    model_name: str,
+    prefix: str,
+    new_head: bool = False,
+    strict: bool = True,
+) -> tuple[dict[str, np.ndarray], LoadReport]:
+    """Pairs the tensors of a file with the weights of a network, each used once and each filled.
+
+    Three things may differ on purpose, and nothing else: a network without a head leaves the file's
+    head (and version 1's last convolution) aside; the names may lack or carry the base prefix; a new
+    head keeps its initial values when `new_head` says so.
+
+    Args:
+        tensors: What the file holds, by our names.
+        wanted: Name and shape of every weight of the network.
+        path: The file, for messages.
+        model_name: Class of the network, for messages.
+        prefix: `"mobilevit"` or `"mobilevitv2"`.
+        new_head: Whether the head is replaced.
+        strict: Raise on any difference; otherwise leave out what does not fit and report it.
+
+    Raises:
+        CheckpointError: With the lists of missing, unexpected and mismatched names.
+    """
+    tensors = _match_prefix(tensors, wanted, prefix)
+    wanted_heads = {name for name in wanted if name.startswith(HEADS)}
+    if not wanted_heads:
+        tensors = {name: t for name, t in tensors.items() if not name.startswith(HEADS)}
+    if not any("conv_1x1_exp." in name for name in wanted):
+        tensors = {name: t for name, t in tensors.items() if "conv_1x1_exp." not in name}
+    types = {str(t.dtype) for t in tensors.values() if t.dtype.kind == "f"}
+    report = LoadReport(dtype="/".join(sorted(types)))
+    result = {}
+    for name, shape in wanted.items():
+        if name in wanted_heads and new_head:
+            report.new_head.append(name)
+            tensors.pop(name, None)
+            continue
+        if name not in tensors:
+            if not name.endswith("num_batches_tracked"):
+                report.missing.append(name)
+            continue
+        tensor = tensors.pop(name)
+        if name.endswith("num_batches_tracked") and tensor.size == 1:
+            tensor = tensor.reshape(shape)
+        if tensor.shape != shape:
+            report.mismatched.append(f"{name} (found {list(tensor.shape)}, expected {list(shape)})")
+            continue
+        result[name] = tensor
+    report.unexpected = sorted(tensors)
+    if strict and (report.missing or report.unexpected or report.mismatched):
+        raise _does_not_fit(report, len(wanted), path, model_name)
+    return result, report
+
+
+def _match_prefix(
+    tensors: dict[str, np.ndarray], wanted: Iterable[str], prefix: str
+) -> dict[str, np.ndarray]:
+    """Adds or removes the base model's prefix where file and network disagree on it."""
+    dot = f"{prefix}."
+    file_has, network_has = (any(n.startswith(dot) for n in names) for names in (tensors, wanted))
+    if file_has and not network_has:
+        return {name.removeprefix(dot): t for name, t in tensors.items()}
+    if network_has and not file_has:
+        return {name if name.startswith(HEADS) else dot + name: t for name, t in tensors.items()}
+    return tensors
+
+
+def _does_not_fit(report: LoadReport, count: int, path: Any, model_name: str) -> CheckpointError:
+    lists = {"missing": report.missing, "unexpected": report.unexpected, "wrong shape": report.mismatched}
+    summary = ", ".join(f"{len(names)} {what}" for what, names in lists.items() if names)
+    details = "; ".join(f"{what}: {listed(names)}" for what, names in lists.items() if names)
+    hint = ""
+    if any(name.startswith(HEADS) for name in [*report.missing, *report.mismatched]):
+        hint = " For a new classifier pass num_labels=."
+    if len(report.missing) > 0.9 * count:
+        hint = f" Nearly nothing fits: wrong model family?{_guess_family(report.unexpected)}"
+    elif any(n.startswith("segmentation_head.") for n in report.unexpected):
+        hint = " This looks like a segmentation checkpoint."
+    return CheckpointError(
+        f"{path}: the weights do not fit {model_name}: {summary}. {details}.{hint}",
+        path=path,
+        missing=report.missing,
+        unexpected=report.unexpected,
+        mismatched=report.mismatched,
+    )
+
+
+def _guess_family(names: list[str]) -> str:
+    """What a file seems to be, from its tensor names."""
+    signs = {
+        "mobilevit.": "MobileViT version 1",
+        "mobilevitv2.": "MobileViTv2",
+        "stages.": "timm's",
+        "layer_1.": "Apple's",
+        "encoder.conv_1.": "Apple's (detection or segmentation)",
+        "layer1.": "a ResNet's",
+        "vit.": "a ViT's",
+    }
+    for start, family in signs.items():
+        if any(name.startswith(start) for name in names):
+            return f" The names look like {family}."
+    return ""
+
+
+# --------------------------------------------------------------------------------------------------
+# Writing
+# --------------------------------------------------------------------------------------------------
+
+
+def save_checkpoint(
+    folder: str | Path,
+    tensors: dict[str, np.ndarray],
+    config: Any,
+    *,
+    processor: Any = None,
+    card: str | None = None,
+) -> None:
+    """Writes weights, config, processor and card as one folder, atomically and with equal bytes for equal input.
+
+    Args:
+        folder: New, or an earlier save of any checkpoint, which is replaced.
+        tensors: Weights by our names.
+        config: A config of this package.
+        processor: An image processor; without one, an existing `preprocessor_config.json` is left alone.
+        card: Text of the model card; without one, an existing `README.md` is left alone.
+
+    Raises:
+        CheckpointError: The weights contain NaN, infinity or negative variances.
+        SaveError: It could not be written; what was there before is kept.
+    """
+    check_values(tensors, folder)
+    data = {k: v for k, v in config.to_dict().items() if k not in (SAVE_ID, "_name_or_path")}
+    digest = hashlib.sha256(json_bytes(data))
+    for name in sorted(tensors):
+        array = np.ascontiguousarray(tensors[name])
+        digest.update(f"{name} {array.dtype} {array.shape} ".encode())
+        digest.update(array.tobytes())
+    save_id = digest.hexdigest()[:32]
+    files = {
+        hub.WEIGHT_FILES[0]: to_safetensors(tensors, {"format": "pt", SAVE_ID: save_id}),
+        hub.CONFIG_FILE: json_bytes({**data, SAVE_ID: save_id}),
+    }
+    if processor is not None:
+        files[hub.PROCESSOR_FILE] = json_bytes(parse_json(processor.to_json_string(), hub.PROCESSOR_FILE))
+    if card is not None:
+        files[CARD_FILE] = card.encode()
+    if Path(folder).is_file():
+        raise InputError(f"{str(folder)!r} is a file; expected a folder to save into.", path=folder)
+    write_folder(folder, files)

@@ -1,0 +1,312 @@
+"""Labelled images from a folder, parquet files or the Hub, and the random transforms of training.
+
+Everything is opened through `datasets`; photos are decoded by `images.load_image` only.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageOps
+
+from .errors import InputError, NotFoundError, require
+from .images import load_image
+
+SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "val", "test")}
+CACHE_BYTES = 4 * 1024**3
+INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+# --------------------------------------------------------------------------------------------------
+# Opening
+# --------------------------------------------------------------------------------------------------
+
+
+class LabelledImages:
+    """One split of a data set: `images[i]` is an upright RGB photo, `labels[i]` its class index.
+
+    Args:
+        dataset: A `datasets.Dataset` with one image and one class column.
+        name: What the user called it; used in messages.
+    """
+
+    def __init__(self, dataset: Any, name: str) -> None:
+        from datasets import ClassLabel, Image as ImageFeature  # isort: skip
+
+        columns = dataset.features
+        image_columns = [c for c, feature in columns.items() if isinstance(feature, ImageFeature)]
+        label_columns = [c for c, feature in columns.items() if isinstance(feature, ClassLabel)]
+        if not image_columns or not label_columns:
+            raise InputError(
+                f"{name}: has the columns {list(columns)}; expected an image column and a class label column "
+                "(a folder with one sub-folder per class has both).",
+                field="data",
+            )
+        self.name = name
+        self.label_names: list[str] = list(columns[label_columns[0]].names)
+        self._images = dataset.cast_column(image_columns[0], ImageFeature(decode=False)).select_columns(
+            [image_columns[0]]
+        )
+        self._column = image_columns[0]
+        self.labels = np.asarray(dataset[label_columns[0]], dtype=np.int64)
+        self._decoded: list[np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        if self._decoded is not None:
+            return Image.fromarray(self._decoded[index])
+        return self._read(index)
+
+    def _read(self, index: int) -> Image.Image:
+        cell = self._images[int(index)][self._column]
+        return load_image(cell["bytes"] if cell["bytes"] is not None else cell["path"])
+
+    def keep_in_memory(self, progress: bool = True) -> bool:
+        """Decodes all photos once when they fit into 4 GiB, so that training never waits for decoding.
+
+        Returns:
+            Whether they are in memory now.
+        """
+        sample = [np.asarray(self._read(i)).nbytes for i in range(0, len(self), max(1, len(self) // 16))]
+        if not sample or max(sample) * len(self) > CACHE_BYTES:
+            return False
+        from tqdm import tqdm
+
+        indices = tqdm(range(len(self)), desc="decoding", unit="photo", disable=not progress, mininterval=1)
+        self._decoded = [np.asarray(self._read(i)) for i in indices]
+        return True
+
+
+def open_images(source: str | Path, split: str = "train") -> LabelledImages:
+    """Opens one split of a data set of labelled photos.
+
+    Args:
+        source: A folder with one sub-folder per class (or `train/` and `validation/` folders of such),
+            a folder or file of parquet, or the id of a data set on the Hub. The prefixes
+            `imagefolder:` and `parquet:` say which, where it could be doubtful.
+        split: `"train"` or `"validation"`; for validation, `val` and `test` are accepted as well.
+
+    Raises:
+        NotFoundError: There is no such source, or it has no such split.
+        InputError: It has no image or no class label column.
+    """
+    require("datasets", "train", "Opening a data set")
+    import datasets
+
+    kind, _, rest = str(source).partition(":")
+    kind, path = (kind, rest) if rest and kind in ("imagefolder", "parquet") else ("", str(source))
+    folder = Path(path)
+    if folder.is_dir() or folder.is_file():
+        files = [folder] if folder.is_file() else sorted(folder.glob("**/*.parquet"))
+        if kind == "imagefolder" or not files:
+            return _open_imagefolder(datasets, folder, split)
+        return _open_parquet(datasets, files, split, str(source))
+    if kind or path.startswith((".", "/", "~")) or path.count("/") > 1:
+        raise NotFoundError(f"No data set at {path!r}: there is no such file or folder.", path=path)
+    try:
+        found = datasets.get_dataset_split_names(path)
+        wanted = next((s for s in SPLIT_NAMES[split] if s in found), None)
+        if wanted is None:
+            raise NotFoundError(f"{path}: has the splits {found}; expected {SPLIT_NAMES[split][0]!r}.", path=path)
+        return LabelledImages(datasets.load_dataset(path, split=wanted), path)
+    except (OSError, ValueError) as error:
+        if isinstance(error, NotFoundError | InputError):
+            raise
+        raise NotFoundError(
+            f"No data set {path!r}: it is neither a folder here nor reachable on the Hub ({type(error).__name__}).",
+            path=path,
+        ) from error
+
+
+def _open_imagefolder(datasets: Any, folder: Path, split: str) -> LabelledImages:
+    if not folder.is_dir():
+        raise InputError(f"{folder}: expected a folder with one sub-folder per class.", path=folder)
+    split_folder = next((folder / s for s in SPLIT_NAMES[split] if (folder / s).is_dir()), None)
+    other = "validation" if split == "train" else "train"
+    if split_folder is None and any((folder / s).is_dir() for s in SPLIT_NAMES[other]):
+        raise NotFoundError(f"{folder}: has no {SPLIT_NAMES[split][0]!r} folder.", path=folder)
+    directory = split_folder or folder
+    if not any(child.is_dir() for child in directory.iterdir()):
+        raise InputError(f"{directory}: holds no sub-folders; expected one per class.", path=directory)
+    dataset = datasets.load_dataset("imagefolder", data_dir=str(directory), drop_labels=False, split="train")
+    return LabelledImages(dataset, str(directory))
+
+
+def _open_parquet(datasets: Any, files: list[Path], split: str, name: str) -> LabelledImages:
+    if len(files) > 1 or any(files[0].stem.startswith(s) for names in SPLIT_NAMES.values() for s in names):
+        chosen = [f for f in files if f.stem.startswith(SPLIT_NAMES[split])]
+        if not chosen:
+            raise NotFoundError(
+                f"{name}: no parquet file's name starts with {' or '.join(SPLIT_NAMES[split])}.", path=name
+            )
+        files = chosen
+    dataset = datasets.Dataset.from_parquet([str(f) for f in files])
+    return LabelledImages(dataset, name)
+
+
+# --------------------------------------------------------------------------------------------------
+# Random transforms
+# --------------------------------------------------------------------------------------------------
+
+
+def random_resized_crop(
+    image: Image.Image,
+    size: int,
+    rng: random.Random,
+    area: tuple[float, float] = (0.08, 1.0),
+    aspect: tuple[float, float] = (3 / 4, 4 / 3),
+    interpolation: str = "bilinear",
+) -> Image.Image:
+    """Cuts out a random part and resizes it to `size` × `size` pixels (Apple's rule).
+
+    Args:
+        image: The photo.
+        size: Side of the result in pixels.
+        rng: Source of randomness.
+        area: Smallest and largest share of the photo's area.
+        aspect: Smallest and largest width / height, drawn log-uniformly.
+        interpolation: `"bilinear"` or `"bicubic"`, antialiased.
+    """
+    width, height = image.size
+    for _ in range(10):
+        pixels = width * height * rng.uniform(*area)
+        ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
+        w, h = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = rng.randint(0, width - w), rng.randint(0, height - h)
+            break
+    else:  # no draw fitted: the largest central part of an allowed aspect
+        w = min(width, round(height * aspect[1]))
+        h = min(height, round(width / aspect[0]))
+        left, top = (width - w) // 2, (height - h) // 2
+    box = (left, top, left + w, top + h)
+    return image.resize((size, size), INTERPOLATIONS[interpolation], box=box)
+
+
+def _shift(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+
+
+# Operation -> function of the image and a strength in [-1, 1]; torchvision's set and ranges.
+RAND_AUGMENT: dict[str, Callable[[Image.Image, float], Image.Image]] = {
+    "identity": lambda image, s: image,
+    "shear_x": lambda image, s: _shift(image, (1, 0.3 * s, 0, 0, 1, 0)),
+    "shear_y": lambda image, s: _shift(image, (1, 0, 0, 0.3 * s, 1, 0)),
+    "translate_x": lambda image, s: _shift(image, (1, 0, 0.45 * s * image.width, 0, 1, 0)),
+    "translate_y": lambda image, s: _shift(image, (1, 0, 0, 0, 1, 0.45 * s * image.height)),
+    "rotate": lambda image, s: image.rotate(30 * s, Image.Resampling.BILINEAR),
+    "brightness": lambda image, s: ImageEnhance.Brightness(image).enhance(1 + 0.9 * s),
+    "color": lambda image, s: ImageEnhance.Color(image).enhance(1 + 0.9 * s),
+    "contrast": lambda image, s: ImageEnhance.Contrast(image).enhance(1 + 0.9 * s),
+    "sharpness": lambda image, s: ImageEnhance.Sharpness(image).enhance(1 + 0.9 * s),
+    "posterize": lambda image, s: ImageOps.posterize(image, 8 - round(4 * abs(s))),
+    "solarize": lambda image, s: ImageOps.solarize(image, round(255 * (1 - abs(s)))),
+    "autocontrast": lambda image, s: ImageOps.autocontrast(image),
+    "equalize": lambda image, s: ImageOps.equalize(image),
+}
+
+
+def rand_augment(image: Image.Image, rng: random.Random, operations: int = 2, magnitude: int = 9) -> Image.Image:
+    """Applies random operations of one strength (RandAugment; version 2 recipe: 2 operations, 9 of 30)."""
+    for name in rng.choices(list(RAND_AUGMENT), k=operations):
+        image = RAND_AUGMENT[name](image, rng.choice((-1, 1)) * magnitude / 30)
+    return image
+
+
+def mix_batch(
+    images: np.ndarray, labels: np.ndarray, num_labels: int, rng: random.Random, mixup: float, cutmix: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mixes each image of a batch with its predecessor: MixUp or CutMix, one of the two per batch.
+
+    Args:
+        images: `(B, C, H, W)` floats.
+        labels: `(B,)` class indices.
+        num_labels: Number of classes.
+        rng: Source of randomness.
+        mixup: α of MixUp's Beta distribution; 0 switches it off (version 2 recipe: 0.2).
+        cutmix: α of CutMix's Beta distribution; 0 switches it off (version 2 recipe: 1.0).
+
+    Returns:
+        The mixed images and `(B, num_labels)` label probabilities.
+    """
+    targets = np.eye(num_labels, dtype=np.float32)[labels]
+    choices = [name for name, alpha in (("mixup", mixup), ("cutmix", cutmix)) if alpha > 0]
+    if not choices:
+        return images, targets
+    choice = rng.choice(choices)
+    alpha = mixup if choice == "mixup" else cutmix
+    share = rng.betavariate(alpha, alpha)
+    partner = np.roll(images, 1, axis=0)
+    if choice == "mixup":
+        images = share * images + (1 - share) * partner
+    else:
+        height, width = images.shape[2:]
+        h, w = round(height * math.sqrt(1 - share)), round(width * math.sqrt(1 - share))
+        top, left = rng.randint(0, height - h), rng.randint(0, width - w)
+        images = images.copy()
+        images[:, :, top : top + h, left : left + w] = partner[:, :, top : top + h, left : left + w]
+        share = 1 - h * w / (height * width)
+    return images.astype(np.float32), (share * targets + (1 - share) * np.roll(targets, 1, axis=0)).astype(np.float32)
+
+
+# --------------------------------------------------------------------------------------------------
+# Image size by epoch
+# --------------------------------------------------------------------------------------------------
+
+
+def parse_size_schedule(text: str) -> list[int]:
+    """Turns `"64:8,96:2,128:1"` (pixels:epochs) into one image size per epoch.
+
+    Raises:
+        InputError: The text is not of that form, or a size is below 32 or above 1024 pixels.
+    """
+    sizes: list[int] = []
+    for part in text.split(","):
+        size, _, epochs = part.strip().partition(":")
+        if not size.isdigit() or not (epochs or "1").isdigit() or not 32 <= int(size) <= 1024:
+            raise InputError(
+                f"Size schedule {text!r}: {part.strip()!r} is not pixels:epochs with 32 to 1024 pixels, such as "
+                "'64:8,128:2'.",
+                field="size_schedule",
+                found=text,
+            )
+        sizes += [int(size)] * int(epochs or "1")
+    return sizes
+
+
+class SizedBatches:
+    """Batches of `(image size, index)` keys: the size travels with the index, as in Apple's sampler.
+
+    Args:
+        length: Number of photos.
+        batch_size: Photos per batch, at every size.
+        sizes: Image side in pixels for each epoch; the last one holds for any further epoch.
+        seed: The order of epoch e depends on `seed + e` only, so a resumed run sees the same batches.
+    """
+
+    def __init__(self, length: int, batch_size: int, sizes: list[int], seed: int = 0) -> None:
+        self.length, self.batch_size, self.sizes, self.seed = length, batch_size, sizes, seed
+        self.drop_last = length >= batch_size
+        self.epoch = 0
+        # accelerate looks for set_epoch on the sampler of a batch sampler that it has wrapped.
+        self.sampler = self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses order and size of the next pass."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length // self.batch_size if self.drop_last else math.ceil(self.length / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = np.random.default_rng(self.seed + self.epoch).permutation(self.length)
+        size = self.sizes[min(self.epoch, len(self.sizes) - 1)]
+        for i in range(len(self)):
+            yield [(size, int(j)) for j in order[i * self.batch_size : (i + 1) * self.batch_size]]

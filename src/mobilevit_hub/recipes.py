@@ -1,0 +1,126 @@
+"""Training recipes as data: what both frameworks' training commands read.
+
+Sources of the named recipes: architecture papers (arXiv 2110.02178, 2206.02680) and the settings that
+Apple published with the weights; batch size and epochs are the reader's to scale to the machine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from .data import parse_size_schedule
+from .errors import ConfigError, InputError
+
+
+def _option(default: Any, text: str) -> Any:
+    """A recipe field with the help text of its command-line flag."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that shapes a training run, apart from the data and the starting weights."""
+
+    epochs: int = _option(10, "passes over the training photos")
+    batch_size: int = _option(64, "photos per step and process")
+    image_size: int = _option(256, "side of the training images in pixels")
+    size_schedule: str = _option("", "image size by epoch as pixels:epochs, e.g. 64:8,128:2; replaces the two above")
+    eval_resize: int = _option(0, "short side before the evaluation crop; 0: image size × 1.125, as Apple does")
+    learning_rate: float = _option(1e-3, "peak learning rate")
+    final_learning_rate: float = _option(0.0, "learning rate that the cosine ends with")
+    warmup_epochs: float = _option(0.5, "length of the linear warm-up in epochs")
+    weight_decay: float = _option(0.01, "decoupled weight decay of AdamW")
+    decay_all: bool = _option(False, "decay norms and biases as well (version 1 recipe)")
+    label_smoothing: float = _option(0.1, "label smoothing of the training loss")
+    ema_momentum: float = _option(0.0, "share of the new weights in the moving average; 0: off (papers: 0.0005)")
+    clip_norm: float = _option(10.0, "largest global gradient norm; 0: no clipping")
+    crop_area: float = _option(0.25, "smallest share of the photo's area that a random crop keeps")
+    flip: bool = _option(True, "mirror half of the training photos")
+    rand_augment: int = _option(0, "number of RandAugment operations per photo (version 2 recipe: 2)")
+    mixup: float = _option(0.0, "alpha of MixUp; 0: off (version 2 recipe: 0.2)")
+    cutmix: float = _option(0.0, "alpha of CutMix; 0: off (version 2 recipe: 1.0)")
+    dropout: float = _option(-1.0, "dropout in the network and before the classifier; -1: as the checkpoint says")
+    bf16: bool = _option(False, "compute in bfloat16 where it is safe")
+    freeze_backbone: bool = _option(False, "train the classifier only")
+    seed: int = _option(0, "seed of order, crops and new weights")
+
+    def __post_init__(self) -> None:
+        positive = ("epochs", "batch_size", "image_size", "learning_rate")
+        for name in positive:
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"Recipe field {name!r} is {getattr(self, name)!r}; expected more than 0.", field=name)
+        for name in ("final_learning_rate", "warmup_epochs", "weight_decay", "clip_norm", "mixup", "cutmix"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"Recipe field {name!r} is {getattr(self, name)!r}; expected 0 or more.", field=name)
+        for name in ("label_smoothing", "ema_momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(
+                    f"Recipe field {name!r} is {getattr(self, name)!r}; expected 0 or more and below 1.", field=name
+                )
+        if not 0 < self.crop_area <= 1:
+            raise ConfigError(
+                f"Recipe field 'crop_area' is {self.crop_area!r}; expected more than 0 and at most 1.", field="crop_area"
+            )
+        if len(self.sizes) < self.warmup_epochs:
+            raise ConfigError(
+                f"The warm-up of {self.warmup_epochs} epochs is longer than the run of {len(self.sizes)}.",
+                field="warmup_epochs",
+            )
+
+    @property
+    def sizes(self) -> list[int]:
+        """Image side of each epoch, in pixels."""
+        if self.size_schedule:
+            return parse_size_schedule(self.size_schedule)
+        return parse_size_schedule(f"{self.image_size}:{self.epochs}")
+
+    @property
+    def eval_sizes(self) -> tuple[int, int]:
+        """Short side and crop of the evaluation images, in pixels."""
+        crop = self.sizes[-1]
+        return self.eval_resize or round(crop * 1.125), crop
+
+
+RECIPES: dict[str, Recipe] = {
+    "finetune": Recipe(),
+    "mobilevit": Recipe(
+        epochs=300,
+        batch_size=128,
+        learning_rate=2e-3,
+        final_learning_rate=2e-4,
+        warmup_epochs=2.4,
+        weight_decay=0.01,
+        decay_all=True,
+        ema_momentum=5e-4,
+        clip_norm=0.0,
+        crop_area=0.08,
+    ),
+    "mobilevitv2": Recipe(
+        epochs=300,
+        batch_size=128,
+        learning_rate=7.5e-3,
+        final_learning_rate=7.5e-4,
+        warmup_epochs=16.0,
+        weight_decay=0.013,
+        ema_momentum=5e-4,
+        crop_area=0.08,
+        rand_augment=2,
+        mixup=0.2,
+        cutmix=1.0,
+    ),
+}
+
+
+def get_recipe(name: str = "finetune", **changes: Any) -> Recipe:
+    """Returns a named recipe with some fields changed.
+
+    Raises:
+        InputError: No recipe or field of that name.
+    """
+    if name not in RECIPES:
+        raise InputError(f"Unknown recipe {name!r}; expected one of {', '.join(RECIPES)}.", field="recipe", found=name)
+    unknown = set(changes) - {f.name for f in fields(Recipe)}
+    if unknown:
+        raise InputError(f"A recipe has no field {sorted(unknown)[0]!r}.", field=sorted(unknown)[0])
+    return replace(RECIPES[name], **changes)

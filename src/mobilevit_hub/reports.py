@@ -1,0 +1,161 @@
+"""What a training run leaves behind for people: card, learning curve, log; and pictures of predictions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import require
+from .files import json_bytes, write_file
+
+BLUE, ORANGE, GREY = "#2563eb", "#ea580c", "#6b7280"
+
+
+def write_json(path: str | Path, data: Any) -> None:
+    """Writes JSON with sorted keys, atomically."""
+    write_file(path, json_bytes(data))
+
+
+def _new_figure(width: float, height: float) -> Any:
+    """A figure that draws to a file: no window system, no global state."""
+    require("matplotlib", "train", "Drawing")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save_figure(figure: Any, path: str | Path) -> None:
+    import io
+
+    buffer = io.BytesIO()
+    # No date in the file, so that equal data gives equal bytes.
+    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
+    write_file(path, buffer.getvalue())
+
+
+def draw_learning_curve(history: list[dict[str, Any]], path: str | Path) -> None:
+    """Draws training loss, and validation top-1 and top-5, over epochs.
+
+    Args:
+        history: Log records with `epoch` and `loss`, or `epoch`, `eval_top1` and `eval_top5`.
+        path: PNG file to write.
+    """
+    figure = _new_figure(8, 4)
+    axes = figure.add_subplot()
+    losses = [(r["epoch"], r["loss"]) for r in history if "loss" in r]
+    scores = [(r["epoch"], 100 * r["eval_top1"], 100 * r["eval_top5"]) for r in history if "eval_top1" in r]
+    if losses:
+        axes.plot(*zip(*losses, strict=True), color=GREY, linewidth=1, label="training loss")
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("training loss", color=GREY)
+    axes.grid(alpha=0.25)
+    right = axes.twinx()
+    if scores:
+        epochs, top1, top5 = zip(*scores, strict=True)
+        right.plot(epochs, top1, "o-", color=BLUE, label="validation top-1")
+        right.plot(epochs, top5, "o-", color=ORANGE, label="validation top-5")
+        right.annotate(f"{top1[-1]:.1f} %", (epochs[-1], top1[-1]), xytext=(-8, 8), textcoords="offset points",
+                       color=BLUE, ha="right")  # fmt: skip
+    right.set_ylim(0, 100)
+    right.set_ylabel("validation accuracy (%)")
+    handles = [*axes.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]]
+    axes.legend(handles=handles, loc="center right", frameon=False)
+    _save_figure(figure, path)
+
+
+def draw_predictions(photos: list[Any], results: list[dict[str, Any]], path: str | Path) -> None:
+    """Draws photos, each above the bars of its best labels.
+
+    Args:
+        photos: PIL images, one per result.
+        results: Entries of `mobilevit_hub.predict`.
+        path: PNG file to write.
+    """
+    figure = _new_figure(3.2 * len(photos), 5.2)
+    grid = figure.subplots(2, len(photos), squeeze=False, height_ratios=(2, 1))
+    for column, (photo, result) in enumerate(zip(photos, results, strict=True)):
+        grid[0][column].imshow(np.asarray(photo))
+        grid[0][column].set_title(Path(result["path"]).name, fontsize=10)
+        grid[0][column].axis("off")
+        best = result["predictions"][::-1]
+        axes = grid[1][column]
+        axes.barh(range(len(best)), [100 * p["score"] for p in best], color=BLUE)
+        for row, prediction in enumerate(best):
+            label = prediction["label"].split(",")[0]
+            axes.text(2, row, f"{label}  {100 * prediction['score']:.0f} %", va="center", fontsize=10,
+                      bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1.5})  # fmt: skip
+        axes.set_xlim(0, 100)
+        axes.set_yticks([])
+        axes.set_xlabel(f"probability (%)   ·   {result['ms']:.0f} ms", fontsize=9)
+        for side in ("top", "right", "left"):
+            axes.spines[side].set_visible(False)
+    _save_figure(figure, path)
+
+
+def markdown_text(text: Any) -> str:
+    """Text that cannot break out of a Markdown table or start HTML."""
+    cleaned = "".join(c for c in str(text) if c.isprintable())
+    for character in "\\|`<>[]*_":
+        cleaned = cleaned.replace(character, "\\" + character)
+    return cleaned
+
+
+def training_card(log: dict[str, Any], config: Any) -> str:
+    """The model card of a trained checkpoint: data, recipe, command, time, machine, scores.
+
+    Args:
+        log: Content of `training_log.json`.
+        config: The network's config.
+    """
+    import yaml
+
+    interval = 196 * float(np.sqrt(max(log["top1"] * (1 - log["top1"]), 1e-12) / log["count"]))
+    header = {
+        "library_name": "mobilevit_hub",
+        "pipeline_tag": "image-classification",
+        "tags": ["mobilevit", "image-classification"],
+    }
+    start = "random weights" if log["from_scratch"] else f"the checkpoint {markdown_text(log['model'])}"
+    recipe = "\n".join(f"| {markdown_text(k)} | {markdown_text(v)} |" for k, v in log["recipe"].items() if v != "")
+    shown = [markdown_text(label.split(",")[0]) for label in list(config.id2label.values())[:8]]
+    labels = ", ".join(shown) + (" …" if config.num_labels > 8 else "")
+    overrides = ", ".join(f"{k}={v}" for k, v in log["config"].items()) or "none"
+    return f"""---
+{yaml.safe_dump(header, sort_keys=False).strip()}
+---
+
+# {markdown_text(log["model"])} trained on {markdown_text(log["data"])}
+
+| measure | value |
+|---|---|
+| top-1 | {100 * log["top1"]:.2f} % ± {interval:.2f} (95 % interval) |
+| top-5 | {100 * log["top5"]:.2f} % |
+| measured on | {log["count"]:,} validation photos |
+| classes | {config.num_labels}: {labels} |
+| trained on | {log["train_count"]:,} photos of {markdown_text(log["data"])}, {log["steps"]:,} steps |
+| started from | {start} |
+| time and machine | {log["seconds"] / 60:.0f} minutes on {markdown_text(log["machine"])} |
+| changed config fields | {markdown_text(overrides)} |
+
+Command:
+
+```
+{log["command"].replace("`", "")}
+```
+
+Preprocessing stands in `preprocessor_config.json`; pixels go in scaled to [0, 1], without mean and
+standard deviation.
+
+## Recipe
+
+| setting | value |
+|---|---|
+{recipe}
+
+![learning curve](learning_curve.png)
+"""

@@ -1,0 +1,194 @@
+"""One way to open a checkpoint and to run it on images, whatever runs it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .checkpoints import Checkpoint, find_checkpoint, load_config
+from .errors import ConfigError, ImageError, InputError, require
+from .image_processing import MobileViTImageProcessor, processor_for, processor_from_dict
+
+FRAMEWORKS = ("pt",)
+TASKS = ("image-classification", "features", "backbone")
+_CLASS_ENDINGS = {"image-classification": "ForImageClassification", "features": "Model", "backbone": "Backbone"}
+
+
+def model_class(model_type: str, framework: str = "pt", task: str = "image-classification") -> Any:
+    """The model class of a version, framework and task.
+
+    Args:
+        model_type: `"mobilevit"` or `"mobilevitv2"`.
+        framework: `"pt"`.
+        task: `"image-classification"`, `"features"` or `"backbone"`.
+    """
+    if framework not in FRAMEWORKS:
+        raise InputError(f"framework is {framework!r}; expected one of {', '.join(FRAMEWORKS)}.", field="framework")
+    if task not in TASKS:
+        raise InputError(f"task is {task!r}; expected one of {', '.join(TASKS)}.", field="task")
+    require("torch", "torch", "The PyTorch models")
+    from . import pt
+
+    return getattr(pt, {"mobilevit": "MobileViT", "mobilevitv2": "MobileViTV2"}[model_type] + _CLASS_ENDINGS[task])
+
+
+def from_pretrained(
+    name: str | Path, *, framework: str = "pt", task: str = "image-classification", **options: Any
+) -> Any:
+    """Opens a checkpoint by name; the class is chosen from the checkpoint.
+
+    Args:
+        name: An alias such as `"mobilevit-s"`, a folder, or a Hub id.
+        framework: `"pt"` for PyTorch.
+        task: `"image-classification"`, `"features"` (no classifier) or `"backbone"` (feature maps).
+        options: As for the class's own `from_pretrained`: `num_labels`, `id2label`, `revision`, …
+
+    Returns:
+        A model in evaluation mode.
+
+    Example:
+        >>> import mobilevit_hub as mh
+        >>> model = mh.from_pretrained("mobilevit-xxs-tiny-imagenet")
+        >>> model.config.num_labels
+        200
+    """
+    places = {k: options[k] for k in ("revision", "token", "cache_dir", "local_files_only") if k in options}
+    config = options.get("config") or load_config(find_checkpoint(name, **places))
+    return model_class(config.model_type, framework, task).from_pretrained(name, **options)
+
+
+def image_processor(name: str | Path, **options: Any) -> MobileViTImageProcessor:
+    """The preprocessing of a checkpoint: resize, crop, filter, channel order.
+
+    An alias uses the presets table, which is checked against Apple's code. A folder or Hub id uses
+    its `preprocessor_config.json` or, for timm, its `pretrained_cfg`.
+
+    Args:
+        name: As for `from_pretrained`.
+        options: `revision`, `token`, `cache_dir`, `local_files_only`.
+    """
+    return processor_of(find_checkpoint(name, **options))
+
+
+def processor_of(checkpoint: Checkpoint) -> MobileViTImageProcessor:
+    """The preprocessing of a checkpoint whose files are at hand."""
+    preset = checkpoint.preset
+    if preset is not None and not preset.folder:
+        return processor_for(preset.resize, preset.crop, preset.interpolation, preset.channel_order)
+    if checkpoint.is_timm:
+        return _processor_of_timm(checkpoint)
+    if checkpoint.processor_data is not None:
+        return processor_from_dict(checkpoint.processor_data, checkpoint.config_file.with_name("preprocessor_config.json"))
+    config = load_config(checkpoint)
+    size = config.image_size if isinstance(config.image_size, int) else max(config.image_size)
+    import warnings
+
+    from .errors import MobileViTHubWarning
+
+    order = "bgr" if config.model_type == "mobilevit" else "rgb"
+    warnings.warn(
+        f"{checkpoint.name}: has no preprocessor_config.json; using Apple's rule for {config.model_type}: short side "
+        f"{round(size * 1.125)}, crop {size}, {order.upper()}.",
+        MobileViTHubWarning,
+        stacklevel=3,
+    )
+    return processor_for(round(size * 1.125), size, "bilinear" if order == "bgr" else "bicubic", order)
+
+
+def _processor_of_timm(checkpoint: Checkpoint) -> MobileViTImageProcessor:
+    """timm's rule: short side = crop / crop_pct, rounded down. The stem was turned to Apple's order."""
+    settings = checkpoint.config_data.get("pretrained_cfg") or {}
+    try:
+        crop = int(settings["input_size"][-1])
+        resize = int(crop / float(settings.get("crop_pct", 0.9)))
+    except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError) as error:
+        raise ConfigError(
+            f"{checkpoint.config_file}: pretrained_cfg has no usable input_size and crop_pct.",
+            path=checkpoint.config_file,
+            field="pretrained_cfg",
+        ) from error
+    order = "bgr" if load_config(checkpoint).model_type == "mobilevit" else "rgb"
+    return processor_for(resize, crop, settings.get("interpolation", "bicubic"), order)
+
+
+# --------------------------------------------------------------------------------------------------
+# Prediction
+# --------------------------------------------------------------------------------------------------
+
+
+def predict(
+    images: Any,
+    model: str | Path = "mobilevit-xxs-tiny-imagenet",
+    *,
+    runtime: str = "pt",
+    top_k: int = 5,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """Classifies images.
+
+    Args:
+        images: A path, array, tensor, bytes or PIL image, or a list of such.
+        model: Name of the checkpoint.
+        runtime: `"pt"`.
+        top_k: How many labels to return per image.
+        options: As for `from_pretrained`.
+
+    Returns:
+        One entry per image: `{"path", "predictions": [{"label", "index", "score"}, …], "ms"}` with
+        scores that are probabilities in [0, 1] and the time in milliseconds, or `{"path", "error"}`
+        for an image that cannot be read.
+    """
+    if isinstance(images, str | Path | bytes) or not isinstance(images, list | tuple):
+        images = [images]
+    return list(Classifier(model, runtime=runtime, **options).predict(images, top_k=top_k))
+
+
+class Classifier:
+    """A checkpoint ready to classify: model, processor and labels.
+
+    Args:
+        model: Name of the checkpoint.
+        runtime: `"pt"`.
+        options: As for `from_pretrained`.
+    """
+
+    def __init__(self, model: str | Path, *, runtime: str = "pt", **options: Any) -> None:
+        self.processor = image_processor(
+            model, **{k: options[k] for k in ("revision", "token", "cache_dir", "local_files_only") if k in options}
+        )
+        self.model = from_pretrained(model, framework=runtime, **options)
+        self.labels: dict[int, str] = self.model.config.id2label
+
+    def probabilities(self, pixel_values: np.ndarray) -> np.ndarray:
+        """Maps processed images `(B, 3, H, W)` to probabilities `(B, num_labels)`."""
+        import torch
+
+        with torch.inference_mode():
+            logits = self.model(torch.from_numpy(pixel_values)).logits
+        return logits.float().softmax(dim=-1).numpy()
+
+    def predict(self, images: Iterable[Any], *, top_k: int = 5) -> Iterator[dict[str, Any]]:
+        """Classifies images one by one; see `predict` for what is yielded."""
+        if top_k < 1:
+            raise InputError(f"top_k is {top_k!r}; expected at least 1.", field="top_k", found=top_k)
+        for i, image in enumerate(images):
+            path = str(image) if isinstance(image, str | Path) else f"image {i}"
+            started = time.perf_counter()
+            try:
+                pixels = self.processor(image, return_tensors="np")["pixel_values"]
+            except (ImageError, InputError) as error:
+                yield {"path": path, "error": str(error)}
+                continue
+            scores = self.probabilities(pixels)[0]
+            best = np.argsort(-scores, kind="stable")[:top_k]
+            yield {
+                "path": path,
+                "predictions": [
+                    {"label": self.labels[int(j)], "index": int(j), "score": float(scores[j])} for j in best
+                ],
+                "ms": round(1000 * (time.perf_counter() - started), 3),
+            }
