@@ -190,7 +190,6 @@ class MobileViTImageProcessor(MobileViTImageProcessorPil):
     resample = PILImageResampling.BILINEAR
     image_mean = [0.0, 0.0, 0.0]
     image_std = [1.0, 1.0, 1.0]
-    do_normalize = False
 
     def __init__(self, /, **values: Any) -> None:
         unknown = [name for name in values if name not in FIELD_RULES and name not in IGNORED_KEYS]
@@ -201,6 +200,7 @@ class MobileViTImageProcessor(MobileViTImageProcessorPil):
                 stacklevel=2,
             )
         super().__init__(**_checked(values))
+        self.image_mean, self.image_std = [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]  # transformers makes tuples of lists
         short, crop = self.size.get("shortest_edge"), max(self.crop_size["height"], self.crop_size["width"])
         if short and self.do_resize and self.do_center_crop and crop > short:
             warnings.warn(

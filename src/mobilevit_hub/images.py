@@ -32,8 +32,6 @@ from .errors import ImageError, InputError, MissingDependencyError, require
 MAX_IMAGE_BYTES = 64 * 1024 * 1024
 MAX_IMAGE_PIXELS = 50_000_000
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF")
-FORMATS_TEXT = "JPEG, PNG, GIF, WebP, BMP, TIFF, PPM, AVIF and, with pillow-heif, HEIC"
-DATA_FORMATS = ("HWC", "CHW")
 
 # What Pillow's decoders really raise on damaged files, plus what parsing code could.
 DECODER_ERRORS: tuple[type[Exception], ...] = (OSError, SyntaxError, ValueError, RuntimeError, MemoryError, EOFError)
@@ -58,10 +56,8 @@ HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"
 NOT_IMAGES = (
     (b"%PDF", "it is a PDF; export the page as PNG"),
     (b"%!PS", "PostScript is not supported; export it as PNG"),
-    (b"\xc5\xd0\xd3\xc6", "EPS is not supported; export it as PNG"),
     (b"8BPS", "Photoshop files are not supported; export it as PNG"),
     (b"\x00\x00\x00\x0cJXL ", "JPEG XL is not supported; convert it to PNG"),
-    (b"\x00\x00\x00\x0cjP  ", "JPEG 2000 is not supported; convert it to PNG"),
     (b"PK\x03\x04", "it is a zip archive; unpack it first"),
     (b"version https://git-lfs", "it is a Git LFS pointer; fetch the picture with git lfs pull"),
 )
@@ -94,7 +90,7 @@ def load_image(
         MissingDependencyError: The format needs a package that is not installed.
     """
     background = _checked_background(background)
-    if data_format not in DATA_FORMATS:
+    if data_format not in ("HWC", "CHW"):
         raise InputError(f"data_format is {data_format!r}; expected 'HWC' or 'CHW'.", field="data_format")
     if isinstance(source, Image.Image):
         return _upright_rgb(source, "image", background)
@@ -118,8 +114,7 @@ def load_image(
         return _upright_rgb(_image_from_array(source, data_format), "array", background)
     raise InputError(
         f"An image cannot be made from {type(source).__name__}; "
-        "expected a path, bytes, a binary file, a PIL image, an array or a tensor.",
-        found=type(source).__name__,
+        "expected a path, bytes, a binary file, a PIL image, an array or a tensor."
     )
 
 
@@ -137,9 +132,7 @@ def check_resize(width: int, height: int, shortest_edge: int) -> tuple[int, int]
         raise ImageError(
             f"A {width} × {height} image is too elongated: resizing its short side to {shortest_edge} would need "
             f"{shortest_edge * resized / 1e6:,.0f} million pixels (limit {MAX_IMAGE_PIXELS // 10**6} million); "
-            "crop it first.",
-            found=(width, height),
-            expected=MAX_IMAGE_PIXELS,
+            "crop it first."
         )
     return (shortest_edge, resized) if width <= height else (resized, shortest_edge)
 
@@ -174,17 +167,14 @@ def _read_file(path: str, name: str) -> bytes:
         raise _too_many_bytes(name)
     try:
         with Path(path).open("rb") as file:
-            data = file.read(MAX_IMAGE_BYTES + 1)
+            return _read_stream(file, name)
     except OSError as error:
         raise ImageError(f"{name}: cannot be read ({_reason(error)}).") from error
-    if len(data) > MAX_IMAGE_BYTES:
-        raise _too_many_bytes(name)
-    return data
 
 
 def _read_stream(file: Any, name: str) -> bytes:
     if isinstance(file, io.TextIOBase):
-        raise InputError(f"{name}: the file object is in text mode; open it with mode 'rb'.", found=type(file).__name__)
+        raise InputError(f"{name}: the file object is in text mode; open it with mode 'rb'.")
     chunks: list[bytes] = []
     left = MAX_IMAGE_BYTES + 1
     try:
@@ -250,8 +240,7 @@ def _as_image_error(name: str) -> Iterator[None]:
         raise
     except Image.DecompressionBombError as error:
         raise ImageError(
-            f"{name}: {_reason(error)}; the limit here is {MAX_IMAGE_PIXELS // 10**6} million pixels. Make it smaller.",
-            expected=MAX_IMAGE_PIXELS,
+            f"{name}: {_reason(error)}; the limit here is {MAX_IMAGE_PIXELS // 10**6} million pixels. Make it smaller."
         ) from error
     except DECODER_ERRORS as error:
         raise ImageError(f"{name}: the image is cut short or damaged ({_reason(error)}).") from error
@@ -291,12 +280,11 @@ def _what_it_is(data: bytes) -> str:
         return "it looks like a web page, so the download probably failed"
     if b"<svg" in start:
         return "SVG is not supported; export it as PNG"
-    for prefix, text in NOT_IMAGES:
-        if data.startswith(prefix):
-            return text
+    if text := next((text for prefix, text in NOT_IMAGES if data.startswith(prefix)), None):
+        return text
     if data.startswith(IMAGE_STARTS) or _brands(data) & AVIF_BRANDS:
         return "the image is cut short or damaged"
-    return f"not an image that can be read; accepted are {FORMATS_TEXT}"
+    return "not an image that can be read; accepted are JPEG, PNG, GIF, WebP, BMP, TIFF, PPM, AVIF and HEIC"
 
 
 # --------------------------------------------------------------------------------------------------
@@ -309,14 +297,13 @@ def _image_from_array(source: Any, data_format: str) -> Image.Image:
     if data_format == "CHW" and array.ndim == 3:
         array = np.moveaxis(array, 0, -1)
     if array.size == 0:
-        raise ImageError(f"The array has shape {array.shape}: no pixels.", found=array.shape)
+        raise ImageError(f"The array has shape {array.shape}: no pixels.")
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         hint = ""
         if data_format == "HWC" and array.ndim == 3 and array.shape[0] in (1, 3, 4):
             hint = ' Channels first needs data_format="CHW" (in a processor: input_data_format="channels_first").'
         raise InputError(
-            f"The array has shape {array.shape} (read as {data_format}); expected (H, W) or 1, 3 or 4 channels.{hint}",
-            found=array.shape,
+            f"The array has shape {array.shape} (read as {data_format}); expected (H, W) or 1, 3 or 4 channels.{hint}"
         )
     _check_pixels(array.shape[1], array.shape[0], "array")
     if array.ndim == 3 and array.shape[2] == 1:
@@ -347,25 +334,19 @@ def _to_8_bit(array: np.ndarray) -> np.ndarray:
         if not (low >= 0 and high <= 1):  # also false for NaN
             raise InputError(
                 f"The float array has values from {low:g} to {high:g}; expected [0, 1]. "
-                "Divide by the largest possible value, or convert to uint8.",
-                found=(low, high),
-                expected=(0, 1),
+                "Divide by the largest possible value, or convert to uint8."
             )
         return np.rint(array * np.float32(255)).astype(np.uint8)
-    raise InputError(
-        f"The array has type {array.dtype}; expected uint8, uint16 or floats in [0, 1].", found=str(array.dtype)
-    )
+    raise InputError(f"The array has type {array.dtype}; expected uint8, uint16 or floats in [0, 1].")
 
 
 def _check_pixels(width: int, height: int, name: str) -> None:
     if width < 1 or height < 1:
-        raise ImageError(f"{name}: {width} × {height} has no pixels.", found=(width, height))
+        raise ImageError(f"{name}: {width} × {height} has no pixels.")
     if width * height > MAX_IMAGE_PIXELS:
         raise ImageError(
             f"{name}: {width} × {height} is {width * height / 1e6:,.0f} million pixels; "
-            f"the limit is {MAX_IMAGE_PIXELS // 10**6} million. Make it smaller.",
-            found=(width, height),
-            expected=MAX_IMAGE_PIXELS,
+            f"the limit is {MAX_IMAGE_PIXELS // 10**6} million. Make it smaller."
         )
 
 
@@ -394,11 +375,14 @@ def _to_rgb(image: Image.Image, name: str, background: tuple[int, int, int]) -> 
         # Pillow's own conversion would cut everything above 255 off.
         image = _grey_from_16_bit(image)
     elif image.mode in ("I", "F"):
-        raise ImageError(
-            f"{name}: 32-bit and float pixels have no fixed range; scale to 8 bits first.", found=image.mode
-        )
+        raise ImageError(f"{name}: 32-bit and float pixels have no fixed range; scale to 8 bits first.")
     elif image.mode == "La":  # premultiplied; RGBa converts by itself
         image = image.convert("LA")
+    key = image.info.get("transparency")
+    if image.mode == "RGB" and key is not None and max(key) > 255:
+        # Pillow takes the top byte of 16-bit colours, but leaves the transparent colour as it was.
+        image = image.copy()
+        image.info["transparency"] = tuple(value >> 8 for value in key)
     if not image.has_transparency_data:
         return image.convert("RGB")
     rgba = image.convert("RGBA")

@@ -9,13 +9,32 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from .data import parse_size_schedule
 from .errors import ConfigError, InputError
 
 
 def _option(default: Any, text: str) -> Any:
     """A recipe field with the help text of its command-line flag."""
     return field(default=default, metadata={"help": text})
+
+
+def parse_size_schedule(text: str) -> list[int]:
+    """Turns `"64:8,96:2,128:1"` (pixels:epochs) into one image size per epoch.
+
+    Raises:
+        InputError: The text is not of that form, or a size is below 32 or above 1024 pixels.
+    """
+    sizes: list[int] = []
+    for part in text.split(","):
+        size, _, epochs = part.strip().partition(":")
+        if not size.isdigit() or not (epochs or "1").isdigit() or not 32 <= int(size) <= 1024:
+            raise InputError(
+                f"Size schedule {text!r}: {part.strip()!r} is not pixels:epochs with 32 to 1024 pixels, such as "
+                "'64:8,128:2'.",
+                field="size_schedule",
+                found=text,
+            )
+        sizes += [int(size)] * int(epochs or "1")
+    return sizes
 
 
 @dataclass(frozen=True)

@@ -198,6 +198,11 @@ class MobileViTPreTrainedModel(HubModel):
     base_model_prefix = "mobilevit"
     _no_split_modules = ["InvertedResidualStage", "MobileViTBlock"]
 
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        # `SelfAttention` reads the choice at each call; transformers guesses from the source text that it does not.
+        return True
+
     def _init_weights(self, module: nn.Module) -> None:
         init_like_version_1(module, self.config.initializer_range)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import random
 import time
@@ -239,6 +240,7 @@ def train(
             f"{checkpoints} holds an earlier run; continue it with --resume or choose another output folder.",
             path=checkpoints,
         )
+    progress = progress and os.environ.get("LOCAL_RANK", "0") == "0"
     images = open_images(data, "train")
     held_out = open_images(validation or data, "validation")
     if held_out.label_names != images.label_names:
@@ -256,7 +258,8 @@ def train(
         photos.keep_in_memory(progress)
 
     accelerated = torch.cuda.is_available()
-    steps_per_epoch = len(SizedBatches(len(images), recipe.batch_size, recipe.sizes))
+    processes = int(os.environ.get("WORLD_SIZE", "1"))  # as `accelerate launch` and `torchrun` set it
+    steps_per_epoch = max(1, len(SizedBatches(len(images), recipe.batch_size, recipe.sizes)) // processes)
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
         num_train_epochs=len(recipe.sizes),
@@ -279,6 +282,7 @@ def train(
         label_names=["labels"],
         seed=recipe.seed,
         disable_tqdm=not progress,
+        ddp_find_unused_parameters=False,
         report_to=[],
     )
     trainer = _Trainer(
@@ -308,7 +312,7 @@ def train(
         "command": command,
         "seconds": round(time.time() - started),
         "steps": trainer.state.global_step,
-        "machine": _machine(accelerated),
+        "machine": _machine(accelerated, processes),
         "history": trainer.state.log_history,
     }
     if trainer.is_world_process_zero():
@@ -344,7 +348,7 @@ def _build(
     return network.to(memory_format=torch.channels_last).train(), look
 
 
-def _machine(accelerated: bool) -> str:
+def _machine(accelerated: bool, processes: int) -> str:
     if accelerated:
-        return torch.cuda.get_device_name()
-    return f"{torch.get_num_threads()} threads of {platform.machine()} CPU"
+        return f"{processes} × {torch.cuda.get_device_name()}"
+    return f"{processes} × {torch.get_num_threads()} CPU threads ({platform.machine()})"
