@@ -322,6 +322,14 @@ def _image_sources(names: list[str]) -> Iterator[tuple[str, Any]]:
             yield name, path
 
 
+def _launcher() -> list[str]:
+    """How this process was started, for the record."""
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes == "1":
+        return ["mobilevit-hub"]
+    return ["torchrun", "--nproc_per_node", processes, "-m", "mobilevit_hub.cli"]
+
+
 def train_command(arguments: argparse.Namespace) -> int:
     """Trains a classifier."""
     import shlex
@@ -345,7 +353,7 @@ def train_command(arguments: argparse.Namespace) -> int:
         workers=arguments.workers,
         save_steps=arguments.save_steps,
         progress=not arguments.quiet,
-        command=shlex.join(["mobilevit-hub", *sys.argv[1:]]),
+        command=shlex.join([*_launcher(), *sys.argv[1:]]),
     )
     if os.environ.get("RANK", "0") != "0":  # one process of a distributed run speaks
         return 0

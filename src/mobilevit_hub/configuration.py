@@ -10,6 +10,7 @@ strides and dilations.
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 import math
 import unicodedata
@@ -388,7 +389,7 @@ class _CheckedConfig:
         """Sizes of the large weight matrices: enough to refuse a config that could never fit."""
         widths = self.stage_channels
         ratio = self.expand_ratio  # type: ignore[attr-defined]
-        for before, after in zip(widths[:-1], widths[1:], strict=True):
+        for before, after in itertools.pairwise(widths):
             yield int(before * ratio * (before + after))
         yield widths[-1] * (self.num_labels or 0)  # type: ignore[attr-defined]
 
@@ -446,9 +447,7 @@ class MobileViTConfig(_CheckedConfig, StockMobileViTConfig):
     def _parameter_terms(self) -> Iterator[int]:
         yield from super()._parameter_terms()
         kernel = self.conv_kernel_size**2
-        for width, channels, layers in zip(
-            self.hidden_sizes, self.stage_channels[3:], self.n_attn_blocks, strict=True
-        ):
+        for width, channels, layers in zip(self.hidden_sizes, self.stage_channels[3:], self.n_attn_blocks, strict=True):
             yield int(layers * width * width * (4 + 2 * self.mlp_ratio))
             yield channels * channels * kernel * (3 if self.use_fusion else 1) + 2 * channels * width
         yield self.neck_hidden_sizes[5] * self.neck_hidden_sizes[6]
@@ -506,9 +505,7 @@ class MobileViTV2Config(_CheckedConfig, StockMobileViTV2Config):
 
     def _parameter_terms(self) -> Iterator[int]:
         yield from super()._parameter_terms()
-        for width, channels, layers in zip(
-            self.hidden_sizes, self.stage_channels[3:], self.n_attn_blocks, strict=True
-        ):
+        for width, channels, layers in zip(self.hidden_sizes, self.stage_channels[3:], self.n_attn_blocks, strict=True):
             yield int(layers * width * width * (3 + 2 * self.ffn_multiplier)) + 2 * channels * width
 
 

@@ -19,7 +19,7 @@ import stat
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,8 +56,6 @@ HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"
 NOT_IMAGES = (
     (b"%PDF", "it is a PDF; export the page as PNG"),
     (b"%!PS", "PostScript is not supported; export it as PNG"),
-    (b"8BPS", "Photoshop files are not supported; export it as PNG"),
-    (b"\x00\x00\x00\x0cJXL ", "JPEG XL is not supported; convert it to PNG"),
     (b"PK\x03\x04", "it is a zip archive; unpack it first"),
     (b"version https://git-lfs", "it is a Git LFS pointer; fetch the picture with git lfs pull"),
 )
@@ -112,10 +110,8 @@ def load_image(
         return _decode(_read_stream(source, name), name, background)
     if hasattr(source, "__array__"):
         return _upright_rgb(_image_from_array(source, data_format), "array", background)
-    raise InputError(
-        f"An image cannot be made from {type(source).__name__}; "
-        "expected a path, bytes, a binary file, a PIL image, an array or a tensor."
-    )
+    accepted = "a path, bytes, a binary file, a PIL image, an array or a tensor"
+    raise InputError(f"An image cannot be made from {type(source).__name__}; expected {accepted}.")
 
 
 def check_resize(width: int, height: int, shortest_edge: int) -> tuple[int, int]:
@@ -182,14 +178,12 @@ def _read_stream(file: Any, name: str) -> bytes:
             file.seek(0)
         # In a loop, because pipes and sockets give less than asked for.
         while left > 0 and (chunk := file.read(left)):
-            if not isinstance(chunk, bytes):
-                raise InputError(f"{name}: read() gave {type(chunk).__name__}; expected bytes.")
             chunks.append(chunk)
             left -= len(chunk)
-    except InputError:
-        raise
     except (OSError, ValueError) as error:  # ValueError: the file object is closed
         raise ImageError(f"{name}: cannot be read ({_reason(error)}).") from error
+    if not all(isinstance(chunk, bytes) for chunk in chunks):
+        raise InputError(f"{name}: read() gives {type(chunks[0]).__name__}; expected bytes.")
     if left <= 0:
         raise _too_many_bytes(name)
     return b"".join(chunks)
@@ -208,21 +202,26 @@ def _reason(error: BaseException) -> str:
 # --------------------------------------------------------------------------------------------------
 
 
+def _without_warnings(function: Callable[..., Image.Image]) -> Callable[..., Image.Image]:
+    """Pillow warns about oddities that do not touch the pixels; where warnings are errors, they are ignored."""
+
+    def wrapper(*args: Any) -> Image.Image:
+        try:
+            return function(*args)
+        except Warning:
+            # Only here, not always: the filters belong to all threads.
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return function(*args)
+
+    return wrapper
+
+
+@_without_warnings
 def _decode(data: bytes, name: str, background: tuple[int, int, int]) -> Image.Image:
     if not data:
         raise ImageError(f"{name}: the file is empty.")
     formats = _allowed_formats(data, name)
-    try:
-        return _decode_once(data, name, background, formats)
-    except Warning:
-        # Pillow warns about oddities that do not touch the pixels. Only a process that turns warnings
-        # into errors gets here; the filters are not touched otherwise, since threads share them.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return _decode_once(data, name, background, formats)
-
-
-def _decode_once(data: bytes, name: str, background: tuple[int, int, int], formats: list[str]) -> Image.Image:
     with _as_image_error(name):
         try:
             image = Image.open(io.BytesIO(data), formats=formats)
@@ -350,6 +349,7 @@ def _check_pixels(width: int, height: int, name: str) -> None:
         )
 
 
+@_without_warnings
 def _upright_rgb(image: Image.Image, name: str, background: tuple[int, int, int]) -> Image.Image:
     with _as_image_error(name):
         _check_pixels(image.width, image.height, name)
@@ -358,9 +358,8 @@ def _upright_rgb(image: Image.Image, name: str, background: tuple[int, int, int]
         image.load()
         transposition = TRANSPOSITIONS.get(_orientation(image))
         rgb = _to_rgb(image, name, background)
-        rgb = rgb if transposition is None else rgb.transpose(transposition)
         rgb.info = {}
-        return rgb
+        return rgb if transposition is None else rgb.transpose(transposition)
 
 
 def _orientation(image: Image.Image) -> Any:
@@ -385,10 +384,9 @@ def _to_rgb(image: Image.Image, name: str, background: tuple[int, int, int]) -> 
         image.info["transparency"] = tuple(value >> 8 for value in key)
     if not image.has_transparency_data:
         return image.convert("RGB")
-    rgba = image.convert("RGBA")
-    opaque = Image.new("RGB", image.size, background)
-    opaque.paste(rgba, mask=rgba.getchannel("A"))
-    return opaque
+    rgba, rgb = image.convert("RGBA"), Image.new("RGB", image.size, background)
+    rgb.paste(rgba, mask=rgba.getchannel("A"))
+    return rgb
 
 
 def _grey_from_16_bit(image: Image.Image) -> Image.Image:

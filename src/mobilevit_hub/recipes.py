@@ -48,6 +48,7 @@ class Recipe:
     eval_resize: int = _option(0, "short side before the evaluation crop; 0: image size × 1.125, as Apple does")
     learning_rate: float = _option(1e-3, "peak learning rate")
     final_learning_rate: float = _option(0.0, "learning rate that the cosine ends with")
+    muon_learning_rate: float = _option(0.0, "peak learning rate of Muon for weight matrices; 0: AdamW for all")
     warmup_epochs: float = _option(0.5, "length of the linear warm-up in epochs")
     weight_decay: float = _option(0.01, "decoupled weight decay of AdamW")
     decay_all: bool = _option(False, "decay norms and biases as well (version 1 recipe)")
@@ -69,7 +70,7 @@ class Recipe:
         for name in positive:
             if getattr(self, name) <= 0:
                 raise ConfigError(f"Recipe field {name!r} is {getattr(self, name)!r}; expected more than 0.", field=name)
-        for name in ("final_learning_rate", "warmup_epochs", "weight_decay", "clip_norm", "mixup", "cutmix"):
+        for name in ("final_learning_rate", "muon_learning_rate", "warmup_epochs", "weight_decay", "clip_norm", "mixup", "cutmix"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"Recipe field {name!r} is {getattr(self, name)!r}; expected 0 or more.", field=name)
         for name in ("label_smoothing", "ema_momentum"):

@@ -16,7 +16,8 @@ from safetensors.numpy import save as safetensors_bytes
 from .errors import CheckpointError, NotFoundError, require
 
 MAX_TENSORS = 10_000
-MAX_HEADER_BYTES = 100_000_000
+# A tensor's entry takes about 120 bytes, so this leaves room for long names and metadata.
+MAX_HEADER_BYTES = 10_000_000
 MAX_LISTED = 5
 _NUMPY_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
                 "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?"}  # fmt: skip
@@ -71,15 +72,15 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]
             f"{path}: {len(content)} bytes is too short for a safetensors file; at least 8 are needed.", path=path
         )
     (header_size,) = struct.unpack("<Q", content[:8])
-    if header_size > min(MAX_HEADER_BYTES, len(content) - 8):
+    if header_size > MAX_HEADER_BYTES or header_size > len(content) - 8:
         raise CheckpointError(
             f"{path}: its header claims {header_size:,} bytes, but the file has {len(content):,}; it is cut short or "
             "no safetensors file.",
             path=path,
         )
-    # A tensor's entry takes about 60 bytes, so this bounds the work before the header is parsed.
+    # Counted before the header is parsed; the key may be spelt with escapes, hence again below.
     if content[8 : 8 + header_size].count(b"data_offsets") > MAX_TENSORS:
-        raise CheckpointError(f"{path}: holds more than {MAX_TENSORS:,} tensors.", path=path)
+        raise _too_many(path)
     try:
         items = deserialize(content)
         metadata = json.loads(content[8 : 8 + header_size]).get("__metadata__") or {}
@@ -88,6 +89,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]
         size = f" ({len(content):,} bytes; its header describes {wanted:,})" if wanted not in (None, len(content)) else ""
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: damaged safetensors file{size}: {reason}.", path=path) from error
+    if len(items) > MAX_TENSORS:
+        raise _too_many(path)
     tensors = {}
     for name, item in items:
         if item["dtype"] == "BF16":
@@ -105,6 +108,10 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]
     return tensors, metadata
 
 
+def _too_many(path: Path) -> CheckpointError:
+    return CheckpointError(f"{path}: holds more than {MAX_TENSORS:,} tensors.", path=path)
+
+
 def _stated_size(content: bytes, header_size: int) -> int | None:
     """File size that the header describes, or None where it cannot be read."""
     try:
@@ -119,16 +126,10 @@ def _read_pickle(path: Path) -> dict[str, np.ndarray]:
     require("torch", "torch", f"Reading {path.name}")
     import torch
 
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-        if any(m.compress_type != zipfile.ZIP_STORED for m in members) or (
-            sum(m.file_size for m in members) > path.stat().st_size
-        ):
-            raise CheckpointError(
-                f"{path}: its parts are compressed, which weights files never are; refused as a possible zip bomb.",
-                path=path,
-            )
+    with open(path, "rb") as file:
+        zipped = file.read(4) == b"PK\3\4"  # by which PyTorch tells its two formats apart
+    if zipped:
+        _check_zip(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
@@ -141,6 +142,8 @@ def _read_pickle(path: Path) -> dict[str, np.ndarray]:
             ) from None
         raise CheckpointError(f"{path}: damaged PyTorch file ({type(error).__name__}).", path=path) from error
     state = _unwrap(content, path)
+    if len(state) > MAX_TENSORS:
+        raise _too_many(path)
     tensors = {}
     for name, value in state.items():
         if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_meta:
@@ -153,8 +156,36 @@ def _read_pickle(path: Path) -> dict[str, np.ndarray]:
                 f"{path}: tensor {name!r} claims {value.numel():,} values but stores fewer.", path=path, field=name
             )
         value = value.detach()
-        tensors[str(name)] = (value.float() if value.dtype == torch.bfloat16 else value).contiguous().numpy()
+        try:
+            tensors[str(name)] = (value.float() if value.dtype == torch.bfloat16 else value).contiguous().numpy()
+        except (TypeError, RuntimeError) as error:  # 8-bit floats, quantised tensors
+            raise CheckpointError(
+                f"{path}: tensor {name!r} has the type {value.dtype}; expected float32, float16 or bfloat16.",
+                path=path,
+                field=str(name),
+            ) from error
     return tensors
+
+
+def _check_zip(path: Path) -> None:
+    """Refuses parts that unpack to more than the file, and parts that changed since they were written."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            bomb = any(m.compress_type != zipfile.ZIP_STORED for m in members) or (
+                sum(m.file_size for m in members) > path.stat().st_size
+            )
+            # PyTorch does not compare the checksums that it writes.
+            damaged = None if bomb else archive.testzip()
+    except Exception as error:  # as for the unpickler
+        raise CheckpointError(f"{path}: damaged PyTorch file ({error}).", path=path) from error
+    if bomb:
+        raise CheckpointError(
+            f"{path}: its parts are compressed, which weights files never are; refused as a possible zip bomb.",
+            path=path,
+        )
+    if damaged is not None:
+        raise CheckpointError(f"{path}: damaged PyTorch file (checksum of {damaged!r}).", path=path)
 
 
 def _unwrap(content: Any, path: Path) -> dict[str, Any]:
@@ -180,7 +211,8 @@ def _unwrap(content: Any, path: Path) -> dict[str, Any]:
 
 def to_safetensors(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> bytes:
     """Serialises tensors, sorted by name, so that equal tensors give equal bytes."""
-    return safetensors_bytes({name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}, metadata)
+    # Not `ascontiguousarray`, which gives scalars an axis.
+    return safetensors_bytes({name: np.asarray(tensors[name], order="C") for name in sorted(tensors)}, metadata)
 
 
 def check_values(tensors: dict[str, np.ndarray], path: Any) -> None:

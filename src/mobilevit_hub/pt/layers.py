@@ -80,17 +80,13 @@ class InvertedResidual(nn.Module):
     (`expand_ratio` 1) there is no expansion layer.
     """
 
-    def __init__(
-        self, config: Any, in_channels: int, out_channels: int, *, stride: int = 1, dilation: int = 1
-    ) -> None:
+    def __init__(self, config: Any, in_channels: int, out_channels: int, *, stride: int = 1, dilation: int = 1) -> None:
         super().__init__()
         hidden = make_divisible(round(in_channels * config.expand_ratio), 8)
         act = config.hidden_act
         self.use_residual = stride == 1 and in_channels == out_channels
         self.expand_1x1 = ConvNormAct(in_channels, hidden, activation=act) if config.expand_ratio != 1 else None
-        self.conv_3x3 = ConvNormAct(
-            hidden, hidden, 3, stride=stride, dilation=dilation, groups=hidden, activation=act
-        )
+        self.conv_3x3 = ConvNormAct(hidden, hidden, 3, stride=stride, dilation=dilation, groups=hidden, activation=act)
         self.reduce_1x1 = ConvNormAct(hidden, out_channels)
 
     def forward(self, features: Tensor) -> Tensor:

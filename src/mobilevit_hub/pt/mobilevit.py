@@ -83,8 +83,12 @@ class Attention(nn.Module):
         return self.output(self.attention(tokens))
 
 
-class TransformerLayer(nn.Module):
-    """Pre-norm transformer layer: attention, then feed-forward, each added to its input."""
+class TransformerLayer(GradientCheckpointingLayer):
+    """Pre-norm transformer layer: attention, then feed-forward, each added to its input.
+
+    The unit of gradient checkpointing: it holds no BatchNorm, whose statistics a second forward pass
+    would move twice.
+    """
 
     def __init__(self, config: MobileViTConfig, width: int) -> None:
         super().__init__()
@@ -118,7 +122,7 @@ class Transformer(nn.Module):
         return tokens
 
 
-class MobileViTBlock(GradientCheckpointingLayer):
+class MobileViTBlock(nn.Module):
     """An inverted residual that downsamples, then the MobileViT block (paper, section 3.1).
 
     Local representation by convolutions, global representation by a transformer over patches,

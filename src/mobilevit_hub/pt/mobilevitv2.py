@@ -86,8 +86,12 @@ class FeedForward(nn.Module):
         return self.dropout2(self.conv2(self.dropout1(self.conv1(tokens))))
 
 
-class TransformerLayer(nn.Module):
-    """Pre-norm layer: separable attention, then feed-forward, each added to its input."""
+class TransformerLayer(GradientCheckpointingLayer):
+    """Pre-norm layer: separable attention, then feed-forward, each added to its input.
+
+    The unit of gradient checkpointing: it holds no BatchNorm, whose statistics a second forward pass
+    would move twice.
+    """
 
     def __init__(self, config: MobileViTV2Config, width: int) -> None:
         super().__init__()
@@ -117,7 +121,7 @@ class Transformer(nn.Module):
         return tokens
 
 
-class MobileViTV2Block(GradientCheckpointingLayer):
+class MobileViTV2Block(nn.Module):
     """An inverted residual that downsamples, then the MobileViTv2 block (paper, section 3.3).
 
     Unlike version 1: the local convolution is depthwise and takes part in dilation, there is no

@@ -26,6 +26,7 @@ from ..errors import InputError, require
 from ..image_processing import MobileViTImageProcessor, processor_for
 from ..recipes import Recipe, get_recipe
 from ..reports import draw_learning_curve, training_card, write_json
+from .muon import Muon, is_hidden_matrix
 from .. import runtimes
 
 EMA_FILE = "ema.pt"
@@ -119,16 +120,25 @@ class _Trainer(Trainer):
         return {"pixel_values": torch.from_numpy(mixed), "labels": torch.from_numpy(targets)}
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """AdamW; norms and biases (parameters of one dimension) are not decayed unless the recipe says so."""
-        parameters = [p for p in (model or self.model).parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in parameters if p.dim() > 1], "weight_decay": self.recipe.weight_decay},
-            {
-                "params": [p for p in parameters if p.dim() <= 1],
-                "weight_decay": self.recipe.weight_decay if self.recipe.decay_all else 0.0,
-            },
-        ]
-        self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.recipe.learning_rate)
+        """AdamW, or Muon with AdamW.
+
+        Norms and biases (parameters of one dimension) are not decayed unless the recipe says so.
+        """
+        recipe, groups = self.recipe, {}
+        for name, parameter in (model or self.model).named_parameters():
+            if not parameter.requires_grad:
+                continue
+            muon = recipe.muon_learning_rate > 0 and is_hidden_matrix(name, parameter)
+            decays = parameter.dim() > 1 or recipe.decay_all
+            group = {
+                "params": [],
+                "muon": muon,
+                "lr": recipe.muon_learning_rate if muon else recipe.learning_rate,
+                "weight_decay": recipe.weight_decay if decays else 0.0,
+            }
+            groups.setdefault((muon, decays), group)["params"].append(parameter)
+        kind = Muon if recipe.muon_learning_rate else torch.optim.AdamW
+        self.optimizer = kind(list(groups.values()))
         return self.optimizer
 
     def compute_loss(

@@ -1,0 +1,248 @@
+"""Rules for every source file: nothing unsafe is called, imports go one way, everything public is documented."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = "mobilevit_hub"
+FOLDERS = {PACKAGE: ROOT / "src" / PACKAGE, f"{PACKAGE}.tf": ROOT / "tf", f"{PACKAGE}.conversion": ROOT / "conversion"}
+
+
+def module_of(path: Path) -> str:
+    """`src/mobilevit_hub/pt/layers.py` → `mobilevit_hub.pt.layers`."""
+    prefix, folder = next((p, f) for p, f in FOLDERS.items() if path.is_relative_to(f))
+    parts = path.relative_to(folder).with_suffix("").parts
+    return ".".join([prefix, *(part for part in parts if part != "__init__")])
+
+
+FILES = {module_of(path): path for folder in FOLDERS.values() for path in sorted(folder.rglob("*.py"))}
+TREES = {module: ast.parse(path.read_text("utf-8"), str(path)) for module, path in FILES.items()}
+
+# --- SEC-1: what must not be called --------------------------------------------------------------------------------
+
+UNSAFE_MODULES = {"pickle", "cPickle", "_pickle", "dill", "joblib", "cloudpickle", "marshal", "shelve", "imp"}
+UNSAFE_CALLS = {"eval", "exec", "__import__", "system", "popen", "extractall", "unpack_archive"}
+UNSAFE_NAMES = {"enable_unsafe_deserialization", "UnsafeLoader", "FullLoader", "unsafe_load", "full_load"}
+UNSAFE_ARGUMENTS = {"weights_only": False, "allow_pickle": True, "shell": True, "safe_mode": False, "verify": False}
+
+
+def name_of(node: ast.expr) -> str:
+    """The last part of a called or accessed name: `load` for `torch.load`."""
+    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+
+
+def owner_of(node: ast.expr) -> str:
+    """The part before the last: `torch` for `torch.load`."""
+    return name_of(node.value) if isinstance(node, ast.Attribute) else ""
+
+
+def unsafe(tree: ast.Module) -> list[str]:
+    """Each unsafe thing in `tree` as "line: what"."""
+    found: list[tuple[int, str]] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+            found += [(node.lineno, f"imports {m}") for m in modules if m.split(".")[0] in UNSAFE_MODULES]
+        elif isinstance(node, ast.Name | ast.Attribute) and name_of(node) in UNSAFE_NAMES:
+            found.append((node.lineno, name_of(node)))
+        elif isinstance(node, ast.Dict):
+            keys = {key.value for key in node.keys if isinstance(key, ast.Constant)}
+            found += [(node.lineno, "trust_remote_code")] if "trust_remote_code" in keys else []
+        elif isinstance(node, ast.arg | ast.keyword) and node.arg == "trust_remote_code":
+            found.append((node.lineno, "trust_remote_code"))
+        elif isinstance(node, ast.Call):
+            found += [(node.lineno, what) for what in unsafe_call(node)]
+    return [f"{line}: {what}" for line, what in sorted(found)]
+
+
+def unsafe_call(call: ast.Call) -> list[str]:
+    """What is unsafe in one call."""
+    name, owner = name_of(call.func), owner_of(call.func)
+    keywords = {keyword.arg: keyword.value for keyword in call.keywords}
+    found = []
+    # `model.eval()` is the network's mode, `eval(text)` runs code
+    if name in UNSAFE_CALLS and not (name == "eval" and owner):
+        found.append(f"{name}()")
+    for argument, forbidden in UNSAFE_ARGUMENTS.items():
+        value = keywords.get(argument)
+        if isinstance(value, ast.Constant) and value.value is forbidden:
+            found.append(f"{argument}={forbidden}")
+    if (owner, name) == ("torch", "load"):
+        value = keywords.get("weights_only")
+        if not (isinstance(value, ast.Constant) and value.value is True):
+            found.append("torch.load without weights_only=True")
+    if (owner, name) in {("yaml", "load"), ("yaml", "load_all")}:
+        found.append(f"yaml.{name}: use yaml.safe_load")
+    return found
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_source_calls_nothing_unsafe(module: str) -> None:
+    assert unsafe(TREES[module]) == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "torch.load(path, weights_only=False)",
+        "torch.load(path)",
+        "torch.load(path, weights_only=flag)",
+        "import pickle",
+        "from dill import loads",
+        "import joblib.numpy_pickle",
+        "import cloudpickle as c",
+        "np.load(path, allow_pickle=True)",
+        "yaml.load(text, Loader=yaml.SafeLoader)",
+        "yaml.full_load(text)",
+        "eval(text)",
+        "exec(text)",
+        "subprocess.run(command, shell=True)",
+        "os.system(command)",
+        "AutoModel.from_pretrained(name, trust_remote_code=True)",
+        "def load(name, trust_remote_code=False): ...",
+        "options = {'trust_remote_code': True}",
+        "keras.models.load_model(path, safe_mode=False)",
+        "keras.config.enable_unsafe_deserialization()",
+        "archive.extractall(folder)",
+        "requests.get(url, verify=False)",
+    ],
+)
+def test_scan_finds_each_forbidden_form(code: str) -> None:
+    assert unsafe(ast.parse(code))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "torch.load(path, weights_only=True)",
+        "np.load(path)",
+        "yaml.safe_load(text)",
+        "model.eval()",
+        "subprocess.run(c)",
+    ],
+)
+def test_scan_accepts_the_safe_form(code: str) -> None:
+    assert unsafe(ast.parse(code)) == []
+
+
+# --- imports -------------------------------------------------------------------------------------------------------
+
+FRAMEWORKS = {"torch", "torchvision", "timm", "tensorflow", "tf_keras", "keras", "jax"}
+
+
+def imports(module: str, *, at_import: bool) -> set[str]:
+    """Absolute names of the modules that `module` imports, at the time of its own import only if asked."""
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        for child in ast.iter_child_nodes(node):
+            lazy = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or (
+                isinstance(child, ast.If) and name_of(child.test) == "TYPE_CHECKING"
+            )
+            if isinstance(child, ast.Import):
+                found.update(alias.name for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                base = child.module or ""
+                if child.level:
+                    package = module.split(".")
+                    up = child.level - (FILES[module].name == "__init__.py")
+                    base = ".".join([*package[: len(package) - up], *filter(None, [base])])
+                found.add(base)
+                found.update(name for a in child.names if (name := f"{base}.{a.name}") in FILES)
+            if not (at_import and lazy):
+                visit(child)
+
+    visit(TREES[module])
+    return found
+
+
+def part_of(module: str) -> str:
+    """`mobilevit_hub.pt.layers` → `pt`; the package itself → ``."""
+    return module.removeprefix(PACKAGE).removeprefix(".").split(".")[0]
+
+
+def ours(names: set[str]) -> set[str]:
+    """The parts of this package among imported names, without the package itself."""
+    return {part_of(name) for name in names if name.split(".")[0] == PACKAGE} - {""}
+
+
+@pytest.mark.parametrize(("part", "allowed"), [("errors", {"errors"}), ("files", {"errors", "files"})])
+def test_bottom_modules_import_nothing_above_them(part: str, allowed: set[str]) -> None:
+    modules = [module for module in FILES if part_of(module) == part]
+    assert modules
+    assert ours(set().union(*(imports(module, at_import=False) for module in modules))) <= allowed
+
+
+@pytest.mark.parametrize("module", [m for m in FILES if part_of(m) not in {"", "cli"}])
+def test_nothing_imports_the_command(module: str) -> None:
+    assert "cli" not in ours(imports(module, at_import=False))
+
+
+def test_no_import_runs_in_a_circle() -> None:
+    graph = {module: imports(module, at_import=True) & set(FILES) - {module} for module in FILES}
+    # what nothing of ours is needed for goes first, until nothing is left; a circle is what stays
+    while ready := {module for module, needed in graph.items() if not needed & set(graph)}:
+        graph = {module: needed for module, needed in graph.items() if module not in ready}
+    assert graph == {}
+
+
+@pytest.mark.parametrize("module", [m for m in FILES if part_of(m) in {"pt", "tf"}])
+def test_twins_never_import_each_other(module: str) -> None:
+    names = imports(module, at_import=False)
+    other, frameworks = ("tf", {"tensorflow", "keras"}) if part_of(module) == "pt" else ("pt", {"torch", "timm"})
+    assert other not in ours(names)
+    assert not {name.split(".")[0] for name in names} & frameworks
+
+
+@pytest.mark.parametrize("module", [m for m in FILES if part_of(m) not in {"pt", "tf"}])
+def test_shared_code_imports_no_framework_when_imported(module: str) -> None:
+    names = imports(module, at_import=True)
+    assert not {name.split(".")[0] for name in names} & FRAMEWORKS
+    assert not ours(names) & {"pt", "tf"}
+
+
+# --- documentation, size, machine paths ----------------------------------------------------------------------------
+
+
+def undocumented(tree: ast.Module) -> list[str]:
+    """Public classes, functions and methods of `tree` without a docstring; overrides inside functions do not count."""
+    missing = [] if ast.get_docstring(tree) else ["the module"]
+
+    def visit(node: ast.Module | ast.ClassDef, prefix: str) -> None:
+        for child in node.body:
+            if isinstance(child, ast.ClassDef | ast.FunctionDef) and not child.name.startswith("_"):
+                if not ast.get_docstring(child):
+                    missing.append(prefix + child.name)
+                if isinstance(child, ast.ClassDef):
+                    visit(child, f"{prefix}{child.name}.")
+
+    visit(tree, "")
+    return missing
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_everything_public_is_documented(module: str) -> None:
+    assert undocumented(TREES[module]) == []
+
+
+def tracked() -> list[Path]:
+    """The files of the repository, or of the folder where it is no git checkout."""
+    listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listing.returncode == 0 and listing.stdout:
+        names = listing.stdout.rstrip("\0").split("\0")
+        return [ROOT / name for name in names if (ROOT / name).is_file()]
+    skipped = re.compile(r"(^|/)(\.(?!ci/|gitignore)|build/|dist/|__pycache__/|[^/]*\.egg-info/)")
+    paths = [path for path in ROOT.rglob("*") if path.is_file() and not path.is_symlink()]
+    return [path for path in paths if not skipped.search(path.relative_to(ROOT).as_posix())]
+
+
+def test_no_tracked_file_is_above_5_mb() -> None:
+    sizes = {path.relative_to(ROOT).as_posix(): path.stat().st_size for path in tracked()}
+    assert "src/mobilevit_hub/__init__.py" in sizes
+    assert {name: size for name, size in sizes.items() if size > 5_000_000} == {}
