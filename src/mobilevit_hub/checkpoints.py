@@ -6,6 +6,7 @@ A name is an alias of `presets`, a folder, or a Hub id, tried in that order.
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 import warnings
 from collections.abc import Iterable
@@ -17,8 +18,8 @@ import numpy as np
 
 from . import hub
 from .configuration import config_from_dict, parse_json, read_json
-from .errors import CheckpointError, ConfigError, InputError, MobileViTHubWarning, NotFoundError
-from .files import json_bytes, write_folder
+from .errors import CheckpointError, ConfigError, MobileViTHubWarning, NotFoundError, SourceError
+from .files import json_bytes, write_file, write_folder
 from .names import rename_tensors, timm_names
 from .presets import Preset, find_preset, get_preset
 from .tensors import check_values, listed, read_tensors, to_safetensors
@@ -55,7 +56,7 @@ def find_checkpoint(
     *,
     revision: str | None = None,
     token: str | bool | None = None,
-    cache_dir: str | Path | None = None,
+    cache_dir: str | os.PathLike | None = None,
     local_files_only: bool = False,
 ) -> Checkpoint:
     """Finds the files of a checkpoint, downloading named ones from the Hub when needed.
@@ -131,9 +132,7 @@ def _from_hub(repo_id: str, name: str, preset: Preset | None, options: dict[str,
         try:
             weights = hub.fetch(repo_id, hub.WEIGHT_FILES[1], options)
         except NotFoundError:
-            raise NotFoundError(
-                f"{repo_id!r} has neither {' nor '.join(hub.WEIGHT_FILES)}.", path=repo_id
-            ) from None
+            raise NotFoundError(f"{repo_id!r} has neither {' nor '.join(hub.WEIGHT_FILES)}.", path=repo_id) from None
     return Checkpoint(name, config, config_file, processor, weights, preset)
 
 
@@ -287,9 +286,7 @@ def fit_tensors(
     return result, report
 
 
-def _match_prefix(
-    tensors: dict[str, np.ndarray], wanted: Iterable[str], prefix: str
-) -> dict[str, np.ndarray]:
+def _match_prefix(tensors: dict[str, np.ndarray], wanted: Iterable[str], prefix: str) -> dict[str, np.ndarray]:
     """Adds or removes the base model's prefix where file and network disagree on it."""
     dot = f"{prefix}."
     file_has, network_has = (any(n.startswith(dot) for n in names) for names in (tensors, wanted))
@@ -343,7 +340,7 @@ def _guess_family(names: list[str]) -> str:
 
 
 def save_checkpoint(
-    folder: str | Path,
+    folder: str | os.PathLike,
     tensors: dict[str, np.ndarray],
     config: Any,
     *,
@@ -367,7 +364,7 @@ def save_checkpoint(
     data = {k: v for k, v in config.to_dict().items() if k not in (SAVE_ID, "_name_or_path")}
     digest = hashlib.sha256(json_bytes(data))
     for name in sorted(tensors):
-        array = np.ascontiguousarray(tensors[name])
+        array = tensors[name]
         digest.update(f"{name} {array.dtype} {array.shape} ".encode())
         digest.update(array.tobytes())
     save_id = digest.hexdigest()[:32]
@@ -379,6 +376,15 @@ def save_checkpoint(
         files[hub.PROCESSOR_FILE] = json_bytes(parse_json(processor.to_json_string(), hub.PROCESSOR_FILE))
     if card is not None:
         files[CARD_FILE] = card.encode()
-    if Path(folder).is_file():
-        raise InputError(f"{str(folder)!r} is a file; expected a folder to save into.", path=folder)
+    _mark_foreign_config(Path(folder) / hub.CONFIG_FILE)
     write_folder(folder, files)
+
+
+def _mark_foreign_config(config_file: Path) -> None:
+    """Gives a config that others wrote a save id, so that new weights beside it are noticed if this save is killed."""
+    try:
+        data = read_json(config_file)
+    except (SourceError, ConfigError, OSError, ValueError):
+        return  # there is none that could be loaded
+    if SAVE_ID not in data:
+        write_file(config_file, json_bytes({**data, SAVE_ID: "none"}))

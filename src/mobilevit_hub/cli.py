@@ -97,10 +97,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB")
 
-    verb = _verb(verbs, "list", list_command, "List the published checkpoints.", "mobilevit-hub list --task image-classification")
+    verb = _verb(
+        verbs, "list", list_command, "List the published checkpoints.", "mobilevit-hub list --task image-classification"
+    )
     verb.add_argument("--task", help="only checkpoints of this task")
 
-    verb = _verb(verbs, "info", info_command, "Say everything about one checkpoint.", "mobilevit-hub info mobilevitv2-1.0")
+    verb = _verb(
+        verbs, "info", info_command, "Say everything about one checkpoint.", "mobilevit-hub info mobilevitv2-1.0"
+    )
     verb.add_argument("name", help="alias, folder or Hub id")
     verb.add_argument("--download", action="store_true", help="fetch its files and show what the config says")
     _add_hub_options(verb)
@@ -337,9 +341,7 @@ def train_command(arguments: argparse.Namespace) -> int:
     from .pt.training import train
     from .recipes import Recipe, get_recipe
 
-    changes = {
-        f.name: getattr(arguments, f.name) for f in fields(Recipe) if getattr(arguments, f.name) is not None
-    }
+    changes = {f.name: getattr(arguments, f.name) for f in fields(Recipe) if getattr(arguments, f.name) is not None}
     config = {"output_stride": arguments.output_stride} if arguments.output_stride else {}
     log = train(
         arguments.data,

@@ -114,7 +114,6 @@ def require(module: str, extra: str, purpose: str) -> None:
 
     if find_spec(module) is None:
         raise MissingDependencyError(
-            f"{purpose} needs {module}, which is not installed. "
-            f'Install it with: pip install "mobilevit_hub[{extra}]".',
+            f'{purpose} needs {module}, which is not installed. Install it with: pip install "mobilevit_hub[{extra}]".',
             field=module,
         )

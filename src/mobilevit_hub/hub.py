@@ -97,7 +97,7 @@ def _explained(repo_id: str, filename: str, options: dict[str, Any]) -> Iterator
         yield
     except hub_errors.GatedRepoError as error:
         raise AccessError(
-            f"{repo_id!r} is gated: accept its terms on the Hub, then pass token= or run \"hf auth login\".",
+            f'{repo_id!r} is gated: accept its terms on the Hub, then pass token= or run "hf auth login".',
             path=repo_id,
         ) from error
     except hub_errors.LocalEntryNotFoundError as error:

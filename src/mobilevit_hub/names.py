@@ -90,7 +90,9 @@ def timm_names(config: Any) -> Iterator[Rename]:
     yield from pair("head.fc", "classifier")
 
 
-def rename_tensors(tensors: dict[str, np.ndarray], renames: Iterator[Rename], path: Any = None) -> dict[str, np.ndarray]:
+def rename_tensors(
+    tensors: dict[str, np.ndarray], renames: Iterator[Rename], path: Any = None
+) -> dict[str, np.ndarray]:
     """Turns tensors under their names into tensors under ours.
 
     Batch counters may be absent. Tensors of one layer of theirs that is several of ours are cut along
@@ -99,7 +101,8 @@ def rename_tensors(tensors: dict[str, np.ndarray], renames: Iterator[Rename], pa
     Raises:
         CheckpointError: A tensor is missing or left over, or cannot be cut evenly.
     """
-    left, result, missing = dict(tensors), {}, []
+    left, missing = dict(tensors), []
+    result: dict[str, np.ndarray] = {}
     for theirs, ours, flip in renames:
         if theirs not in left:
             if not theirs.endswith("num_batches_tracked"):

@@ -69,8 +69,18 @@ class Recipe:
         positive = ("epochs", "batch_size", "image_size", "learning_rate")
         for name in positive:
             if getattr(self, name) <= 0:
-                raise ConfigError(f"Recipe field {name!r} is {getattr(self, name)!r}; expected more than 0.", field=name)
-        for name in ("final_learning_rate", "muon_learning_rate", "warmup_epochs", "weight_decay", "clip_norm", "mixup", "cutmix"):
+                raise ConfigError(
+                    f"Recipe field {name!r} is {getattr(self, name)!r}; expected more than 0.", field=name
+                )
+        for name in (
+            "final_learning_rate",
+            "muon_learning_rate",
+            "warmup_epochs",
+            "weight_decay",
+            "clip_norm",
+            "mixup",
+            "cutmix",
+        ):
             if getattr(self, name) < 0:
                 raise ConfigError(f"Recipe field {name!r} is {getattr(self, name)!r}; expected 0 or more.", field=name)
         for name in ("label_smoothing", "ema_momentum"):
@@ -80,7 +90,8 @@ class Recipe:
                 )
         if not 0 < self.crop_area <= 1:
             raise ConfigError(
-                f"Recipe field 'crop_area' is {self.crop_area!r}; expected more than 0 and at most 1.", field="crop_area"
+                f"Recipe field 'crop_area' is {self.crop_area!r}; expected more than 0 and at most 1.",
+                field="crop_area",
             )
         if len(self.sizes) < self.warmup_epochs:
             raise ConfigError(

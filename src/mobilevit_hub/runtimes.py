@@ -82,7 +82,9 @@ def processor_of(checkpoint: Checkpoint) -> MobileViTImageProcessor:
     if checkpoint.is_timm:
         return _processor_of_timm(checkpoint)
     if checkpoint.processor_data is not None:
-        return processor_from_dict(checkpoint.processor_data, checkpoint.config_file.with_name("preprocessor_config.json"))
+        return processor_from_dict(
+            checkpoint.processor_data, checkpoint.config_file.with_name("preprocessor_config.json")
+        )
     config = load_config(checkpoint)
     size = config.image_size if isinstance(config.image_size, int) else max(config.image_size)
     import warnings

@@ -86,7 +86,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]
         metadata = json.loads(content[8 : 8 + header_size]).get("__metadata__") or {}
     except (SafetensorError, ValueError, RecursionError) as error:
         wanted = _stated_size(content, header_size)
-        size = f" ({len(content):,} bytes; its header describes {wanted:,})" if wanted not in (None, len(content)) else ""
+        size = (
+            f" ({len(content):,} bytes; its header describes {wanted:,})" if wanted not in (None, len(content)) else ""
+        )
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: damaged safetensors file{size}: {reason}.", path=path) from error
     if len(items) > MAX_TENSORS:

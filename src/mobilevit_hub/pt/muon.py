@@ -56,19 +56,20 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Updates every parameter that has a gradient."""
         for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
             if group["muon"]:
-                for parameter in parameters:
+                for parameter in group["params"]:
                     self._muon_step(parameter, group)
-            elif parameters:
-                self._adamw_step(parameters, group)
+            else:
+                self._adamw_step([p for p in group["params"] if p.grad is not None], group)
 
     def _muon_step(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[parameter]
+        state, gradient = self.state[parameter], parameter.grad
+        if gradient is None:
+            return
         if not state:
             state["momentum"] = torch.zeros_like(parameter)
-        state["momentum"].mul_(group["momentum"]).add_(parameter.grad)
-        update = parameter.grad.add(state["momentum"], alpha=group["momentum"]).flatten(1)
+        state["momentum"].mul_(group["momentum"]).add_(gradient)
+        update = gradient.add(state["momentum"], alpha=group["momentum"]).flatten(1)
         update = orthogonalize(update) * max(1, update.shape[0] / update.shape[1]) ** 0.5
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
         parameter.add_(update.reshape(parameter.shape), alpha=-group["lr"])
@@ -84,7 +85,7 @@ class Muon(torch.optim.Optimizer):
         states = [self.state[p] for p in parameters]
         adamw(
             parameters,
-            [p.grad for p in parameters],
+            [p.grad for p in parameters if p.grad is not None],
             [s["mean"] for s in states],
             [s["square"] for s in states],
             [],

@@ -20,6 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 
+from .. import runtimes
 from ..configuration import CONFIG_CLASSES
 from ..data import LabelledImages, SizedBatches, mix_batch, open_images, rand_augment, random_resized_crop
 from ..errors import InputError, require
@@ -27,7 +28,6 @@ from ..image_processing import MobileViTImageProcessor, processor_for
 from ..recipes import Recipe, get_recipe
 from ..reports import draw_learning_curve, training_card, write_json
 from .muon import Muon, is_hidden_matrix
-from .. import runtimes
 
 EMA_FILE = "ema.pt"
 
@@ -124,7 +124,8 @@ class _Trainer(Trainer):
 
         Norms and biases (parameters of one dimension) are not decayed unless the recipe says so.
         """
-        recipe, groups = self.recipe, {}
+        recipe = self.recipe
+        groups: dict[tuple[bool, bool], dict[str, Any]] = {}
         for name, parameter in (model or self.model).named_parameters():
             if not parameter.requires_grad:
                 continue
