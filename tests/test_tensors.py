@@ -395,7 +395,9 @@ def test_values_that_no_weights_have_are_refused(name, value, word):
 
 
 def test_values_that_weights_do_have_pass():
-    check_values({"running_mean": np.array([-1.0]), "num_batches_tracked": np.array(3), "running_var": np.zeros(0)}, "f")
+    check_values(
+        {"running_mean": np.array([-1.0]), "num_batches_tracked": np.array(3), "running_var": np.zeros(0)}, "f"
+    )
 
 
 def test_long_lists_are_cut():

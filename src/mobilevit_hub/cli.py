@@ -243,8 +243,8 @@ def info_command(arguments: argparse.Namespace) -> int:
             "weights": str(checkpoint.weights_file),
             "sha256": sha256_of(checkpoint.weights_file),
             "labels": config.num_labels,
-            "resize": processor.resize,
-            "crop": processor.crop,
+            "size": dict(processor.size),
+            "crop_size": dict(processor.crop_size),
             "interpolation": processor.interpolation,
             "channel_order": processor.channel_order,
         }
@@ -273,7 +273,7 @@ def _differences(checkpoint: Any, processor: Any) -> list[str]:
     own = processor_from_dict(checkpoint.processor_data, "preprocessor_config.json")
     return [
         f"{name}: the file says {getattr(own, name)}, {getattr(processor, name)} is used"
-        for name in ("resize", "crop", "interpolation", "channel_order")
+        for name in ("size", "crop_size", "interpolation", "channel_order")
         if getattr(own, name) != getattr(processor, name)
     ]
 

@@ -211,6 +211,7 @@ _FOREIGN_KEYS = {
     "model_type", "transformers_version", "_name_or_path", "name_or_path", "torch_dtype", "attn_implementation",
     "_commit_hash", "save_id", "use_return_dict", "output_attentions", "out_features", "out_indices",
     "_out_features", "_out_indices", "task_specific_params",
+    "use_cache",  # Trainer sets it
     "mlp_ratio",  # stands in published version 2 configs, without effect there
 }  # fmt: skip
 
