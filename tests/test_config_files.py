@@ -5,15 +5,9 @@ import json
 import pytest
 import transformers
 
-from mobilevit_hub.configuration import (
-    MAX_CONFIG_BYTES,
-    MobileViTConfig,
-    MobileViTV2Config,
-    config_from_dict,
-    parse_json,
-    read_json,
-)
+from mobilevit_hub.configuration import MobileViTConfig, MobileViTV2Config, config_from_dict
 from mobilevit_hub.errors import ConfigError, MobileViTHubWarning, NotFoundError
+from mobilevit_hub.json_files import MAX_BYTES, parse_json, read_json
 
 V1, V2 = MobileViTConfig, MobileViTV2Config
 BOTH = pytest.mark.parametrize("cls", [V1, V2])
@@ -59,7 +53,7 @@ def config_file(tmp_path):
         pytest.param('{"a": %s}' % ("9" * 5000), "5000 digits", id="CFG-4 long integer"),
         pytest.param('{"a": 1, "hidden_act": 1, "hidden_act": 2}', "'hidden_act' stands there twice", id="CFG-5"),
         pytest.param('{"a": {"b": 1, "b": 2}}', "'b' stands there twice", id="CFG-5 inner"),
-        pytest.param(b" " * (MAX_CONFIG_BYTES + 1), "too large", id="CFG-6"),
+        pytest.param(b" " * (MAX_BYTES + 1), "too large", id="CFG-6"),
     ],
 )  # fmt: skip
 def test_a_damaged_file_is_refused_with_its_name(config_file, content, message):
@@ -78,7 +72,7 @@ def test_what_stands_just_inside_the_limits_is_read(config_file):
     assert read_json(config_file('{"a":' + "[" * 31 + "]" * 31 + "}"))["a"][0][0] == [
         [[[[[[[[[[[[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]]]]]]]]]]]
     ]
-    assert read_json(config_file(b"{}" + b" " * (MAX_CONFIG_BYTES - 2))) == {}
+    assert read_json(config_file(b"{}" + b" " * (MAX_BYTES - 2))) == {}
     assert read_json(config_file('{"a": 1e308, "b": -12345678901234567890}')) == {
         "a": 1e308,
         "b": -12345678901234567890,

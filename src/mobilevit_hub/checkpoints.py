@@ -10,6 +10,7 @@ import os
 import time
 import warnings
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from . import hub
-from .configuration import config_from_dict, parse_json, read_json
-from .errors import CheckpointError, ConfigError, MobileViTHubWarning, NotFoundError, SourceError
+from .configuration import config_from_dict
+from .errors import CheckpointError, ConfigError, MobileViTHubWarning, NotFoundError, OfflineError, SourceError
 from .files import json_bytes, write_file, write_folder
+from .json_files import parse_json, read_json
 from .names import rename_tensors, timm_names
 from .presets import Preset, find_preset, get_preset
 from .tensors import check_values, listed, read_tensors, to_safetensors
@@ -48,7 +50,7 @@ class Checkpoint:
     @property
     def is_timm(self) -> bool:
         """Whether it is a timm repository, with timm's tensor names."""
-        return "architecture" in self.config_data and "model_type" not in self.config_data
+        return _is_timm(self.config_data)
 
 
 def find_checkpoint(
@@ -84,7 +86,7 @@ def find_checkpoint(
         if preset.folder:
             return _from_folder(PACKAGE / preset.folder, name, preset)
         return _from_hub(str(preset.hub_id), name, preset, options)
-    folder = Path(name).expanduser()
+    folder = _as_path(name)
     if folder.is_dir():
         if not name.startswith((".", "/", "~")) and name.count("/") == 1 and hub.looks_like_hub_id(name):
             warnings.warn(
@@ -100,6 +102,18 @@ def find_checkpoint(
     if "/" in name and hub.looks_like_hub_id(name):
         return _from_hub(name, name, None, options)
     return get_preset(name)  # type: ignore[return-value]  # always raises, with the nearest names
+
+
+def _as_path(name: str) -> Path:
+    try:
+        folder = Path(name).expanduser()
+        folder.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, RuntimeError, ValueError) as error:  # a name too long, an unknown ~user, a NUL byte
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise NotFoundError(f"{name[:200]!r} is neither an alias nor a folder: {reason}.", path=name) from error
+    return folder
 
 
 def _from_folder(folder: Path, name: str, preset: Preset | None) -> Checkpoint:
@@ -122,18 +136,30 @@ def _from_folder(folder: Path, name: str, preset: Preset | None) -> Checkpoint:
 def _from_hub(repo_id: str, name: str, preset: Preset | None, options: dict[str, Any]) -> Checkpoint:
     config_file = hub.fetch(repo_id, hub.CONFIG_FILE, options)
     config = read_json(config_file)
+    processor = None
+    if not _is_timm(config):  # whose preprocessing stands in its config
+        with suppress(NotFoundError, OfflineError):
+            processor = read_json(hub.fetch(repo_id, hub.PROCESSOR_FILE, options))
+    return Checkpoint(name, config, config_file, processor, _weights_from_hub(repo_id, options), preset)
+
+
+def _weights_from_hub(repo_id: str, options: dict[str, Any]) -> Path:
+    safetensors, pickled = hub.WEIGHT_FILES
     try:
-        processor = read_json(hub.fetch(repo_id, hub.PROCESSOR_FILE, options))
+        return hub.fetch(repo_id, safetensors, options)
     except NotFoundError:
-        processor = None
-    try:
-        weights = hub.fetch(repo_id, hub.WEIGHT_FILES[0], options)
-    except NotFoundError:
-        try:
-            weights = hub.fetch(repo_id, hub.WEIGHT_FILES[1], options)
-        except NotFoundError:
-            raise NotFoundError(f"{repo_id!r} has neither {' nor '.join(hub.WEIGHT_FILES)}.", path=repo_id) from None
-    return Checkpoint(name, config, config_file, processor, weights, preset)
+        with suppress(NotFoundError):
+            return hub.fetch(repo_id, pickled, options)
+    except OfflineError:
+        # A cache that another program filled may hold the other file, and does not say that this one does not exist.
+        with suppress(OfflineError):
+            return hub.fetch(repo_id, pickled, {**options, "local_files_only": True})
+        raise
+    raise NotFoundError(f"{repo_id!r} has neither {safetensors} nor {pickled}.", path=repo_id)
+
+
+def _is_timm(config: dict[str, Any]) -> bool:
+    return "architecture" in config and "model_type" not in config
 
 
 def load_config(checkpoint: Checkpoint, **changes: Any) -> Any:
@@ -196,6 +222,31 @@ class LoadReport:
     """Number type of the file."""
 
 
+def open_checkpoint(name: str | Path, **places: Any) -> tuple[Checkpoint, Any, dict[str, np.ndarray]]:
+    """Finds a checkpoint and reads its config and its weights, which belong to the same save.
+
+    Args:
+        name: As for `find_checkpoint`.
+        places: Options of `find_checkpoint`.
+
+    Raises:
+        SourceError, ConfigError: See `find_checkpoint`.
+        CheckpointError: See `load_tensors`.
+    """
+    attempt = 0
+    while True:
+        checkpoint = find_checkpoint(name, **places)
+        config = load_config(checkpoint)
+        try:
+            return checkpoint, config, load_tensors(checkpoint, config)
+        except CheckpointError as error:
+            # Somebody may be between renaming the weights and renaming the config: read both again.
+            if error.field != SAVE_ID or attempt == 3:
+                raise
+            attempt += 1
+            time.sleep(0.05)
+
+
 def load_tensors(checkpoint: Checkpoint, config: Any) -> dict[str, np.ndarray]:
     """Reads a checkpoint's weights under our names, and checks their values.
 
@@ -203,24 +254,17 @@ def load_tensors(checkpoint: Checkpoint, config: Any) -> dict[str, np.ndarray]:
         CheckpointError: The file is damaged or unsafe, its values cannot be weights, or weights and
             config come from different saves.
     """
-    expected_id = checkpoint.config_data.get(SAVE_ID)
-    for attempt in range(4):
-        tensors, metadata = read_tensors(checkpoint.weights_file)
-        found_id = metadata.get(SAVE_ID)
-        if expected_id is None or found_id is None or found_id == expected_id:
-            break
-        # Somebody may be between renaming the weights and renaming the config.
-        if attempt == 3:
-            raise CheckpointError(
-                f"{checkpoint.weights_file.parent}: weights and config come from different saves; save the "
-                "checkpoint again.",
-                path=checkpoint.weights_file,
-                field=SAVE_ID,
-                found=found_id,
-                expected=expected_id,
-            )
-        time.sleep(0.05)
-        expected_id = read_json(checkpoint.config_file).get(SAVE_ID)
+    tensors, metadata = read_tensors(checkpoint.weights_file)
+    expected, found = checkpoint.config_data.get(SAVE_ID), metadata.get(SAVE_ID)
+    if expected is not None and found is not None and found != expected:
+        raise CheckpointError(
+            f"{checkpoint.weights_file.parent}: weights and config come from different saves; save the checkpoint "
+            "again.",
+            path=checkpoint.weights_file,
+            field=SAVE_ID,
+            found=found,
+            expected=expected,
+        )
     check_values(tensors, checkpoint.weights_file)
     if checkpoint.is_timm:
         tensors = rename_tensors(tensors, timm_names(config), checkpoint.weights_file)

@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import difflib
 import itertools
-import json
-import math
 import unicodedata
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,10 +22,10 @@ from transformers import MobileViTConfig as StockMobileViTConfig
 from transformers import MobileViTV2Config as StockMobileViTV2Config
 from transformers import PretrainedConfig
 
-from .errors import ConfigError, MobileViTHubWarning, NotFoundError
+from .errors import ConfigError, MobileViTHubWarning
+from .json_files import read_json
+from .rules import Rule, either, fail, flag, integer, number, one_of, optional, several, whole
 
-MAX_CONFIG_BYTES = 8 * 1024 * 1024
-MAX_CONFIG_DEPTH = 32
 MAX_PARAMETERS = 500_000_000
 MAX_LABELS = 100_000
 MAX_LABEL_LENGTH = 512
@@ -75,129 +73,56 @@ def downsampling_rules(output_stride: int) -> tuple[DownsamplingRule, ...]:
 
 
 # --------------------------------------------------------------------------------------------------
-# Field rules: name -> function that returns the clean value or raises ConfigError
+# Field rules
 # --------------------------------------------------------------------------------------------------
 
-Rule = Callable[[str, Any], Any]
-
-
-def _fail(name: str, value: Any, expected: str) -> ConfigError:
-    shown = repr(value) if len(repr(value)) <= 80 else repr(value)[:77] + "..."
-    return ConfigError(
-        f"Config field {name!r} is {shown}; expected {expected}.", field=name, found=value, expected=expected
-    )
-
-
-def _integer(low: int, high: int) -> Rule:
-    def check(name: str, value: Any) -> int:
-        if type(value) is not int or not low <= value <= high:
-            raise _fail(name, value, f"an integer from {low} to {high}")
-        return value
-
-    return check
-
-
-def _number(low: float, high: float, open_low: bool = False, open_high: bool = False) -> Rule:
-    text = f"a number {'above' if open_low else 'from'} {low:g} {'and below' if open_high else 'to'} {high:g}"
-
-    def check(name: str, value: Any) -> float:
-        if type(value) not in (int, float) or not math.isfinite(value):
-            raise _fail(name, value, text)
-        if value < low or value > high or (open_low and value == low) or (open_high and value == high):
-            raise _fail(name, value, text)
-        return float(value)
-
-    return check
-
-
-def _whole(low: int, high: int) -> Rule:
-    """An integer that old config files may spell `2.0`; transformers types it as int."""
-    integer = _integer(low, high)
-    return lambda name, value: integer(name, int(value) if type(value) is float and value.is_integer() else value)
-
-
-def _one_of(*allowed: Any) -> Rule:
-    def check(name: str, value: Any) -> Any:
-        if isinstance(value, bool) or value not in allowed:
-            raise _fail(name, value, "one of " + ", ".join(map(str, allowed)))
-        return value
-
-    return check
-
-
-def _flag(name: str, value: Any) -> bool:
-    if type(value) is not bool:
-        raise _fail(name, value, "true or false")
-    return value
-
-
-def _several(item: Rule, shortest: int, longest: int | None = None) -> Rule:
-    longest = longest or shortest
-    count = f"{shortest}" if shortest == longest else f"{shortest} to {longest}"
-
-    def check(name: str, value: Any) -> list:
-        if not isinstance(value, list | tuple) or not shortest <= len(value) <= longest:
-            raise _fail(name, value, f"a list of {count} values")
-        return [item(f"{name}[{i}]", v) for i, v in enumerate(value)]
-
-    return check
-
-
-def _either(single: Rule, several: Rule) -> Rule:
-    return lambda name, value: (several if isinstance(value, list | tuple) else single)(name, value)
-
-
-def _optional(rule: Rule) -> Rule:
-    return lambda name, value: None if value is None else rule(name, value)
-
-
-_PROBABILITY = _number(0, 1, open_high=True)
-_RATIO = _number(0, 16, open_low=True)
+_PROBABILITY = number(0, 1, open_high=True)
+_RATIO = number(0, 16, open_low=True)
 
 _SHARED_RULES: dict[str, Rule] = {
-    "num_channels": _integer(1, 16),
-    "image_size": _either(_integer(32, 1024), _several(_integer(32, 1024), 2)),
-    "patch_size": _either(_integer(1, 8), _several(_integer(1, 8), 3)),
+    "num_channels": integer(1, 16),
+    "image_size": either(integer(32, 1024), several(integer(32, 1024), 2)),
+    "patch_size": either(integer(1, 8), several(integer(1, 8), 3)),
     "expand_ratio": _RATIO,
-    "hidden_act": _one_of(*ACTIVATIONS),
-    "conv_kernel_size": _one_of(1, 3, 5, 7),
-    "output_stride": _one_of(*OUTPUT_STRIDES),
-    "n_attn_blocks": _several(_integer(1, 16), 3),
+    "hidden_act": one_of(*ACTIVATIONS),
+    "conv_kernel_size": one_of(1, 3, 5, 7),
+    "output_stride": one_of(*OUTPUT_STRIDES),
+    "n_attn_blocks": several(integer(1, 16), 3),
     "hidden_dropout_prob": _PROBABILITY,
     "classifier_dropout_prob": _PROBABILITY,
     "ffn_dropout": _PROBABILITY,
-    "layer_norm_eps": _number(0, 0.1, open_low=True),
-    "initializer_range": _number(0, 1),
-    "aspp_out_channels": _integer(1, 4096),
-    "atrous_rates": _several(_integer(1, 64), 1, 8),
+    "layer_norm_eps": number(0, 0.1, open_low=True),
+    "initializer_range": number(0, 1),
+    "aspp_out_channels": integer(1, 4096),
+    "atrous_rates": several(integer(1, 64), 1, 8),
     "aspp_dropout_prob": _PROBABILITY,
-    "semantic_loss_ignore_index": _integer(-100, 65535),
-    "dtype": _optional(lambda name, value: _dtype(name, value)),
-    "output_hidden_states": _optional(_flag),
-    "return_dict": _optional(_flag),
-    "problem_type": _optional(_one_of("regression", "single_label_classification", "multi_label_classification")),
-    "num_labels": _integer(0, MAX_LABELS),
+    "semantic_loss_ignore_index": integer(-100, 65535),
+    "dtype": optional(lambda name, value: _dtype(name, value)),
+    "output_hidden_states": optional(flag),
+    "return_dict": optional(flag),
+    "problem_type": optional(one_of("regression", "single_label_classification", "multi_label_classification")),
+    "num_labels": integer(0, MAX_LABELS),
     "id2label": lambda name, value: check_labels(value) if value else value,
 }
 
 _V1_RULES: dict[str, Rule] = _SHARED_RULES | {
-    "hidden_sizes": _several(_integer(8, 1024), 3),
-    "neck_hidden_sizes": _several(_integer(1, 4096), 7),
-    "num_attention_heads": _integer(1, 64),
-    "attention_head_size": _optional(_integer(1, 1024)),
+    "hidden_sizes": several(integer(8, 1024), 3),
+    "neck_hidden_sizes": several(integer(1, 4096), 7),
+    "num_attention_heads": integer(1, 64),
+    "attention_head_size": optional(integer(1, 1024)),
     "mlp_ratio": _RATIO,
     "attention_probs_dropout_prob": _PROBABILITY,
-    "qkv_bias": _flag,
-    "use_fusion": _flag,
+    "qkv_bias": flag,
+    "use_fusion": flag,
 }
 
 _V2_RULES: dict[str, Rule] = _SHARED_RULES | {
-    "base_attn_unit_dims": _several(_integer(8, 2048), 3),
-    "width_multiplier": _number(0.25, 4),
-    "ffn_multiplier": _whole(1, 16),
+    "base_attn_unit_dims": several(integer(8, 2048), 3),
+    "width_multiplier": number(0.25, 4),
+    "ffn_multiplier": whole(1, 16),
     "attn_dropout": _PROBABILITY,
-    "attn_norm": _one_of("group", "layer"),
-    "odd_map": _one_of("apple", "stock"),
+    "attn_norm": one_of("group", "layer"),
+    "odd_map": one_of("apple", "stock"),
 }
 
 # Starts of the keys of a config file that name code or choose it; never acted on. An attention
@@ -219,29 +144,28 @@ _FOREIGN_KEYS = {
 def _dtype(name: str, value: Any) -> Any:
     text = str(value).removeprefix("torch.")
     if text not in ("float32", "float16", "bfloat16"):
-        raise _fail(name, value, "float32, float16 or bfloat16")
+        raise fail(name, value, "float32, float16 or bfloat16")
     return value
 
 
 def check_labels(id2label: Any) -> dict[int, str]:
     """Returns `id2label` with integer keys 0 … n−1 in order, or raises `ConfigError`."""
     if not isinstance(id2label, dict) or not 1 <= len(id2label) <= MAX_LABELS:
-        raise _fail("id2label", id2label, f"an object with 1 to {MAX_LABELS} labels")
+        raise fail("id2label", id2label, f"an object with 1 to {MAX_LABELS} labels")
     labels: dict[int, str] = {}
     for key, label in id2label.items():
         text = str(key)
         if not (text.isascii() and text.isdigit()) or isinstance(key, bool):
-            raise _fail("id2label", key, "whole numbers as keys")
+            raise fail("id2label", key, "whole numbers as keys")
         if not isinstance(label, str) or len(label) > MAX_LABEL_LENGTH:
-            raise _fail(f"id2label[{key}]", label, f"text of at most {MAX_LABEL_LENGTH} characters")
+            raise fail(f"id2label[{key}]", label, f"text of at most {MAX_LABEL_LENGTH} characters")
         if any(unicodedata.category(c) in ("Cc", "Cs") for c in label):
-            raise _fail(f"id2label[{key}]", label, "text without control characters")
+            raise fail(f"id2label[{key}]", label, "text without control characters")
         labels[int(text)] = label
     gaps = sorted(set(range(len(id2label))) - set(labels))
     if gaps:
         raise ConfigError(
-            f"Config field 'id2label' has {len(id2label)} labels but no label {gaps[0]}; "
-            f"expected the keys 0 to {len(id2label) - 1}.",
+            f"id2label has {len(id2label)} labels but no label {gaps[0]}; expected the keys 0 to {len(id2label) - 1}.",
             field="id2label",
             found=sorted(labels)[:5],
             expected=f"0 to {len(id2label) - 1}",
@@ -282,7 +206,7 @@ class _CheckedConfig:
             values.pop("num_labels", None)
             if ids is not None and not _same_labels(ids, values["id2label"]):
                 warnings.warn(
-                    "Config field 'label2id' contradicts 'id2label'; 'id2label' is used.",
+                    "label2id contradicts id2label; id2label is used.",
                     MobileViTHubWarning,
                     stacklevel=3,
                 )
@@ -437,7 +361,7 @@ class MobileViTConfig(_CheckedConfig, StockMobileViTConfig):
         name = "num_attention_heads" if self.attention_head_size is None else "attention_head_size"
         value = getattr(self, name)
         if width % value:
-            raise _fail(name, value, f"a divisor of each of hidden_sizes {list(self.hidden_sizes)}")
+            raise fail(name, value, f"a divisor of each of hidden_sizes {list(self.hidden_sizes)}")
         return value if self.attention_head_size is None else width // value
 
     def _check_together(self) -> None:
@@ -501,7 +425,7 @@ class MobileViTV2Config(_CheckedConfig, StockMobileViTV2Config):
     def _check_together(self) -> None:
         for i, dim in enumerate(self.base_attn_unit_dims):
             if dim % 8:
-                raise _fail(f"base_attn_unit_dims[{i}]", dim, "a multiple of 8")
+                raise fail(f"base_attn_unit_dims[{i}]", dim, "a multiple of 8")
         super()._check_together()
 
     def _parameter_terms(self) -> Iterator[int]:
@@ -511,92 +435,6 @@ class MobileViTV2Config(_CheckedConfig, StockMobileViTV2Config):
 
 
 CONFIG_CLASSES: dict[str, type[PretrainedConfig]] = {"mobilevit": MobileViTConfig, "mobilevitv2": MobileViTV2Config}
-
-
-# --------------------------------------------------------------------------------------------------
-# Reading config.json
-# --------------------------------------------------------------------------------------------------
-
-
-def read_json(path: str | Path) -> dict[str, Any]:
-    """Reads a JSON object from a file that may be hostile: small, finite, no duplicate keys.
-
-    Raises:
-        ConfigError: The file is too large, not JSON, not an object, deeper than 32 levels, holds a
-            non-finite number or names a key twice.
-        NotFoundError: There is no such file.
-    """
-    path = Path(path)
-    try:
-        size = path.stat().st_size
-        if size > MAX_CONFIG_BYTES:
-            raise ConfigError(
-                f"{path}: {size:,} bytes is too large for a config; the limit is {MAX_CONFIG_BYTES:,}.", path=path
-            )
-        text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError as error:
-        raise NotFoundError(f"{path}: no such file.", path=path) from error
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}).", path=path) from error
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        column = error.start - error.object.rfind(b"\n", 0, error.start)
-        raise ConfigError(f"{path}: not UTF-8 text at line {line}, column {column}.", path=path) from error
-    return parse_json(text, path)
-
-
-def parse_json(text: str, path: Any) -> dict[str, Any]:
-    """Parses JSON text under the rules of `read_json`; `path` only names the source in errors."""
-
-    def no_constant(name: str) -> float:
-        raise ConfigError(f"{path}: {name} is not a finite number.", path=path, found=name)
-
-    def number(literal: str) -> float:
-        value = float(literal)
-        return value if math.isfinite(value) else no_constant(literal)
-
-    def integer(literal: str) -> int:
-        if len(literal) > 40:
-            raise ConfigError(f"{path}: an integer with {len(literal)} digits.", path=path)
-        return int(literal)
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in result:
-                raise ConfigError(f"{path}: key {key!r} stands there twice.", path=path, field=key)
-            result[key] = value
-        return result
-
-    if not text.strip():
-        raise ConfigError(f"{path}: the file is empty; expected a JSON object.", path=path)
-    try:
-        data = json.loads(
-            text, parse_constant=no_constant, parse_float=number, parse_int=integer, object_pairs_hook=unique
-        )
-    except json.JSONDecodeError as error:
-        raise ConfigError(
-            f"{path}: not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}.", path=path
-        ) from error
-    except RecursionError as error:
-        raise ConfigError(f"{path}: nested deeper than {MAX_CONFIG_DEPTH} levels.", path=path) from error
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}: must be a JSON object, found {type(data).__name__}.", path=path)
-    if _depth(data) > MAX_CONFIG_DEPTH:
-        raise ConfigError(f"{path}: nested deeper than {MAX_CONFIG_DEPTH} levels.", path=path)
-    return data
-
-
-def _depth(value: Any) -> int:
-    """Nesting depth, without recursion: depth is what a hostile file attacks with."""
-    deepest, level = 0, [value]
-    while level:
-        containers = [v for v in level if isinstance(v, dict | list)]
-        deepest += bool(containers)
-        level = [child for c in containers for child in (c.values() if isinstance(c, dict) else c)]
-        if deepest > MAX_CONFIG_DEPTH:
-            break
-    return deepest
 
 
 def config_from_dict(
@@ -643,8 +481,3 @@ def config_from_dict(
     except (TypeError, ValueError, AttributeError) as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise ConfigError(f"{path}: {reason}", path=path) from error
-
-
-def feature_map_size(height: int, width: int, strides: Sequence[int]) -> list[tuple[int, int]]:
-    """Height and width of each feature map for an image, before any odd-map resizing."""
-    return [(math.ceil(height / s), math.ceil(width / s)) for s in strides]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +47,14 @@ def fetch(repo_id: str, filename: str, options: dict[str, Any]) -> Path:
         AccessError: The Hub refused.
         IntegrityError: The file is damaged, and fetching it again did not help.
     """
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
 
     if filename not in ALLOWED_FILES:
         raise InputError(f"{filename!r} is not a file that is fetched from the Hub.", field="filename")
     with _explained(repo_id, filename, options):
+        known = try_to_load_from_cache(repo_id, filename, options.get("cache_dir"), options.get("revision"))
+        if known is _CACHED_NO_EXIST:  # a commit never changes, so there is nothing to ask
+            raise _no_file(repo_id, filename, options)
         path = Path(hf_hub_download(repo_id, filename, **options))
     if _is_intact(path):
         return path
@@ -61,8 +64,9 @@ def fetch(repo_id: str, filename: str, options: dict[str, Any]) -> Path:
             path = Path(hf_hub_download(repo_id, filename, force_download=True, **options))
         if _is_intact(path):
             return path
-    path.resolve().unlink(missing_ok=True)
-    path.unlink(missing_ok=True)
+    with suppress(OSError):  # a cache that may only be read
+        path.resolve().unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
     raise IntegrityError(
         f"{filename} of {repo_id!r} does not have the hash that the Hub states; it was removed from the cache. "
         + ("Connect to the network and load it again." if offline else "Load it again later."),
@@ -108,6 +112,14 @@ def _explained(repo_id: str, filename: str, options: dict[str, Any]) -> Iterator
                 "Load it once with network, or copy that cache folder here.",
                 path=repo_id,
             ) from error
+        if isinstance(error.__cause__, hub_errors.HfHubHTTPError):
+            raise _bad_status(repo_id, filename, error.__cause__) from error
+        if isinstance(error.__cause__, hub_errors.FileMetadataError):
+            raise SourceError(
+                f"{constants.ENDPOINT} does not answer like the Hub for {filename} of {repo_id!r}; check HF_ENDPOINT, "
+                "or the login page of this network.",
+                path=repo_id,
+            ) from error
         raise OfflineError(
             f"{filename} of {repo_id!r} (revision {revision}) is not in the cache {os.fspath(cache)!r} and "
             f"{constants.ENDPOINT} cannot be reached. Check the network, or copy a filled cache folder here.",
@@ -121,12 +133,9 @@ def _explained(repo_id: str, filename: str, options: dict[str, Any]) -> Iterator
             path=repo_id,
         ) from error
     except hub_errors.EntryNotFoundError as error:
-        raise NotFoundError(f"{repo_id!r} (revision {revision}) has no file {filename}.", path=repo_id) from error
+        raise _no_file(repo_id, filename, options) from error
     except hub_errors.HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else None
-        kind = AccessError if status in (401, 403) else SourceError
-        what = "refused access; pass a valid token=" if kind is AccessError else f"answered with status {status}"
-        raise kind(f"{constants.ENDPOINT} {what} for {filename} of {repo_id!r}.", path=repo_id) from error
+        raise _bad_status(repo_id, filename, error) from error
     except (hub_errors.HTTPError, OSError, ValueError) as error:
         if isinstance(error, SourceError):
             raise
@@ -134,3 +143,18 @@ def _explained(repo_id: str, filename: str, options: dict[str, Any]) -> Iterator
             f"Fetching {filename} of {repo_id!r} failed: {str(error).splitlines()[0] if str(error) else error!r}.",
             path=repo_id,
         ) from error
+
+
+def _no_file(repo_id: str, filename: str, options: dict[str, Any]) -> NotFoundError:
+    revision = options.get("revision") or "main"
+    return NotFoundError(f"{repo_id!r} (revision {revision}) has no file {filename}.", path=repo_id)
+
+
+def _bad_status(repo_id: str, filename: str, error: Any) -> SourceError:
+    """What the Hub's answer to a refused or failed request means."""
+    from huggingface_hub import constants
+
+    status = error.response.status_code
+    kind = AccessError if status in (401, 403) else SourceError
+    what = "refused access; pass a valid token=" if kind is AccessError else f"answered with status {status}"
+    return kind(f"{constants.ENDPOINT} {what} for {filename} of {repo_id!r}.", path=repo_id, found=status)

@@ -22,6 +22,7 @@ from transformers.models.mobilevit.image_processing_pil_mobilevit import MobileV
 
 from .errors import ConfigError, ImageError, InputError, MobileViTHubWarning
 from .images import check_resize, load_image
+from .rules import fail, flag
 
 MAX_EDGE = 4096
 FILTERS = {name.lower(): value for name, value in PILImageResampling.__members__.items()}
@@ -44,32 +45,19 @@ IGNORED_KEYS = {
 
 
 # --------------------------------------------------------------------------------------------------
-# Field rules: name -> function that returns the clean value or raises ConfigError
+# Field rules
 # --------------------------------------------------------------------------------------------------
 
 
-def _fail(name: str, value: Any, expected: str) -> ConfigError:
-    shown = repr(value) if len(repr(value)) <= 80 else repr(value)[:77] + "..."
-    return ConfigError(
-        f"Preprocessor field {name!r} is {shown}; expected {expected}.", field=name, found=value, expected=expected
-    )
-
-
-def _flag(name: str, value: Any) -> bool:
-    if type(value) is not bool:
-        raise _fail(name, value, "true or false")
-    return value
-
-
 def _off(name: str, value: Any) -> bool:
-    if _flag(name, value):
-        raise _fail(name, value, "false; MobileViT preprocessing has no such step")
+    if flag(name, value):
+        raise fail(name, value, "false; MobileViT preprocessing has no such step")
     return value
 
 
 def _edge(name: str, value: Any) -> int:
     if type(value) is not int or not 1 <= value <= MAX_EDGE:
-        raise _fail(name, value, f"an integer from 1 to {MAX_EDGE}")
+        raise fail(name, value, f"an integer from 1 to {MAX_EDGE}")
     return value
 
 
@@ -78,7 +66,7 @@ def _size(name: str, value: Any) -> dict[str, int]:
         value = {"shortest_edge": value}
     edges = dict(value) if isinstance(value, dict) or hasattr(value, "shortest_edge") else {}
     if set(edges) not in ({"shortest_edge"}, {"height", "width"}):
-        raise _fail(name, value, 'an integer, {"shortest_edge": …} or {"height": …, "width": …}')
+        raise fail(name, value, 'an integer, {"shortest_edge": …} or {"height": …, "width": …}')
     return {key: _edge(f"{name}.{key}", edge) for key, edge in edges.items()}
 
 
@@ -88,7 +76,7 @@ def _crop_size(name: str, value: Any) -> dict[str, int]:
     if side is None:
         return edges
     if type(value) is not int:
-        raise _fail(name, value, 'an integer or {"height": …, "width": …}')
+        raise fail(name, value, 'an integer or {"height": …, "width": …}')
     return {"height": side, "width": side}
 
 
@@ -98,25 +86,25 @@ def _filter(name: str, value: Any) -> PILImageResampling:
     if isinstance(value, int) and type(value) is not bool and value in FILTERS.values():
         return PILImageResampling(value)
     accepted = ", ".join(f"{int(number)} ({word})" for word, number in sorted(FILTERS.items(), key=lambda f: f[1]))
-    raise _fail(name, value, f"one of {accepted}")
+    raise fail(name, value, f"one of {accepted}")
 
 
 def _number(name: str, value: Any) -> float:
     if type(value) not in (int, float) or not math.isfinite(value):
-        raise _fail(name, value, "a finite number")
+        raise fail(name, value, "a finite number")
     return value
 
 
 def _positive(name: str, value: Any) -> float:
     if _number(name, value) <= 0:
-        raise _fail(name, value, "a finite number above 0")
+        raise fail(name, value, "a finite number above 0")
     return value
 
 
 def _three(rule: Callable[[str, Any], float]) -> Callable[[str, Any], list[float]]:
     def check(name: str, value: Any) -> list[float]:
         if not isinstance(value, list | tuple) or len(value) != 3:
-            raise _fail(name, value, "a list of 3 numbers, one for each channel")
+            raise fail(name, value, "a list of 3 numbers, one for each channel")
         return [rule(f"{name}[{i}]", entry) for i, entry in enumerate(value)]
 
     return check
@@ -129,14 +117,14 @@ FIELD_RULES: dict[str, Callable[[str, Any], Any]] = {
     "rescale_factor": _positive,
     "image_mean": _three(_number),
     "image_std": _three(_positive),
-    "do_resize": _flag,
-    "do_center_crop": _flag,
-    "do_rescale": _flag,
-    "do_normalize": _flag,
-    "do_convert_rgb": _flag,
-    "do_flip_channel_order": _flag,
-    "do_flip_channels": _flag,
-    "do_reduce_labels": _flag,
+    "do_resize": flag,
+    "do_center_crop": flag,
+    "do_rescale": flag,
+    "do_normalize": flag,
+    "do_convert_rgb": flag,
+    "do_flip_channel_order": flag,
+    "do_flip_channels": flag,
+    "do_reduce_labels": flag,
     "do_pad": _off,
     "default_to_square": _off,
 }
@@ -147,11 +135,11 @@ def _checked(values: dict[str, Any]) -> dict[str, Any]:
     fields = {name: rule(name, values[name]) for name, rule in FIELD_RULES.items() if values.get(name) is not None}
     flip = fields.pop("do_flip_channels", None)
     if flip is not None and fields.setdefault("do_flip_channel_order", flip) != flip:
-        raise _fail("do_flip_channels", flip, "the same as do_flip_channel_order, its newer name")
+        raise fail("do_flip_channels", flip, "the same as do_flip_channel_order, its newer name")
     mean, std = fields.pop("image_mean", [0, 0, 0]), fields.pop("image_std", [1, 1, 1])
     # Files saved by transformers carry a mean of 0.5 that its own MobileViT processor never applies.
     if fields.pop("do_normalize", False) and (any(mean) or std != [1, 1, 1]):
-        raise _fail("do_normalize", True, "false; MobileViT networks take [0, 1] without mean and deviation")
+        raise fail("do_normalize", True, "false; MobileViT networks take [0, 1] without mean and deviation")
     return fields
 
 
@@ -314,9 +302,9 @@ def processor_for(
         ConfigError: A value is not accepted; the message names it.
     """
     if interpolation not in ("bilinear", "bicubic"):
-        raise _fail("interpolation", interpolation, "'bilinear' or 'bicubic'")
+        raise fail("interpolation", interpolation, "'bilinear' or 'bicubic'")
     if channel_order not in ("bgr", "rgb"):
-        raise _fail("channel_order", channel_order, "'bgr' or 'rgb'")
+        raise fail("channel_order", channel_order, "'bgr' or 'rgb'")
     resize = _edge("resize", resize)
     return MobileViTImageProcessor(
         size={"shortest_edge": resize} if keep_aspect else {"height": resize, "width": resize},

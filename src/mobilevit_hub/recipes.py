@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from .errors import ConfigError, InputError
+from .rules import Rule, integer, number
 
 
 def _option(default: Any, text: str) -> Any:
@@ -35,6 +36,28 @@ def parse_size_schedule(text: str) -> list[int]:
             )
         sizes += [int(size)] * int(epochs or "1")
     return sizes
+
+
+_NOT_NEGATIVE = number(0, 1000)
+_SHARE = number(0, 1, open_high=True)
+_RULES: dict[str, Rule] = {
+    "epochs": integer(1, 100_000),
+    "batch_size": integer(1, 1_000_000),
+    "image_size": integer(32, 1024),
+    "eval_resize": integer(0, 4096),
+    "learning_rate": number(0, 1000, open_low=True),
+    "final_learning_rate": _NOT_NEGATIVE,
+    "muon_learning_rate": _NOT_NEGATIVE,
+    "warmup_epochs": number(0, 100_000),
+    "weight_decay": _NOT_NEGATIVE,
+    "label_smoothing": _SHARE,
+    "ema_momentum": _SHARE,
+    "clip_norm": _NOT_NEGATIVE,
+    "crop_area": number(0, 1, open_low=True),
+    "rand_augment": integer(0, 14),
+    "mixup": _NOT_NEGATIVE,
+    "cutmix": _NOT_NEGATIVE,
+}
 
 
 @dataclass(frozen=True)
@@ -66,37 +89,14 @@ class Recipe:
     seed: int = _option(0, "seed of order, crops and new weights")
 
     def __post_init__(self) -> None:
-        positive = ("epochs", "batch_size", "image_size", "learning_rate")
-        for name in positive:
-            if getattr(self, name) <= 0:
-                raise ConfigError(
-                    f"Recipe field {name!r} is {getattr(self, name)!r}; expected more than 0.", field=name
-                )
-        for name in (
-            "final_learning_rate",
-            "muon_learning_rate",
-            "warmup_epochs",
-            "weight_decay",
-            "clip_norm",
-            "mixup",
-            "cutmix",
-        ):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"Recipe field {name!r} is {getattr(self, name)!r}; expected 0 or more.", field=name)
-        for name in ("label_smoothing", "ema_momentum"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(
-                    f"Recipe field {name!r} is {getattr(self, name)!r}; expected 0 or more and below 1.", field=name
-                )
-        if not 0 < self.crop_area <= 1:
-            raise ConfigError(
-                f"Recipe field 'crop_area' is {self.crop_area!r}; expected more than 0 and at most 1.",
-                field="crop_area",
-            )
+        for name, rule in _RULES.items():
+            rule(name, getattr(self, name))
         if len(self.sizes) < self.warmup_epochs:
             raise ConfigError(
-                f"The warm-up of {self.warmup_epochs} epochs is longer than the run of {len(self.sizes)}.",
+                f"warmup_epochs is {self.warmup_epochs!r}, longer than the run of {len(self.sizes)} epochs.",
                 field="warmup_epochs",
+                found=self.warmup_epochs,
+                expected=len(self.sizes),
             )
 
     @property

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BackboneOutput
 
-from ..checkpoints import find_checkpoint, fit_tensors, load_config, load_tensors, save_checkpoint
+from ..checkpoints import HEADS, fit_tensors, load_config, open_checkpoint, save_checkpoint
 from ..configuration import STAGE_NAMES
 from ..errors import ConfigError, InputError, MobileViTHubWarning
 
@@ -73,21 +73,21 @@ class HubModel(PreTrainedModel):
             The model in evaluation mode.
 
         Raises:
-            SourceError, ConfigError, CheckpointError: See `checkpoints.find_checkpoint` and `fit_tensors`.
+            SourceError, ConfigError, CheckpointError: See `checkpoints.open_checkpoint` and `fit_tensors`.
         """
-        checkpoint = find_checkpoint(
+        checkpoint, own, tensors = open_checkpoint(
             os.fspath(pretrained_model_name_or_path),
             revision=revision,
             token=token,
             cache_dir=cache_dir,
             local_files_only=local_files_only,
         )
-        own = load_config(checkpoint)
         if num_labels is not None and id2label is None and num_labels != own.num_labels:
             changes["num_labels"] = num_labels
         if id2label is not None and {int(k): v for k, v in id2label.items()} != own.id2label:
             changes["id2label"] = id2label
-        new_head = bool({"num_labels", "id2label"} & changes.keys())
+        headless = not any(name.startswith(HEADS) for name in tensors)
+        new_head = bool({"num_labels", "id2label"} & changes.keys()) or (num_labels is not None and headless)
         if config is None:
             config = load_config(checkpoint, **changes) if changes else own
         else:
@@ -106,7 +106,7 @@ class HubModel(PreTrainedModel):
             config._attn_implementation = attn_implementation
         model = cls(config, out_features=out_features) if out_features else cls(config)
         tensors, report = fit_tensors(
-            load_tensors(checkpoint, own),
+            tensors,
             {name: tuple(t.shape) for name, t in model.state_dict().items()},
             path=checkpoint.weights_file,
             model_name=cls.__name__,
