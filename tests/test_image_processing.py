@@ -264,7 +264,7 @@ def test_wrong_calls():
     with pytest.raises(InputError, match="differ in size"):
         processor([noise(50, 60), noise(60, 50)], return_tensors="np")
     assert [v.shape for v in processor([noise(50, 60), noise(60, 50)])["pixel_values"]] == [(3, 48, 57), (3, 57, 48)]
-    with pytest.raises(ConfigError, match="'size.shortest_edge' is 0"):
+    with pytest.raises(ConfigError, match="size.shortest_edge is 0"):
         processor(noise(), size=0)
 
 
@@ -288,7 +288,7 @@ def test_wrong_calls():
 )
 def test_settings_out_of_range_are_named(field, value):  # CFG-21
     data = {**current(288, 256), field: value}
-    with pytest.raises(ConfigError, match=rf"^folder/preprocessor_config.json: .*'{field}") as caught:
+    with pytest.raises(ConfigError, match=rf"^folder/preprocessor_config.json: {field}") as caught:
         processor_from_dict(data, "folder/preprocessor_config.json")
     assert caught.value.field.startswith(field) and caught.value.path == "folder/preprocessor_config.json"
     assert len(str(caught.value)) < 300 and "\n" not in str(caught.value)
