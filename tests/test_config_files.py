@@ -237,7 +237,7 @@ def test_a_label_that_stands_twice_is_accepted(recwarn):
 @pytest.mark.parametrize("labels", [{"0": "crane", "1": "lion"}, {"0": "crane", "1": "lion", "2": "crane"}])
 def test_a_contradicting_label2id_warns_and_loses(labels, wrong):
     """CFG-18."""
-    with pytest.warns(MobileViTHubWarning, match="'label2id' contradicts 'id2label'; 'id2label' is used"):
+    with pytest.warns(MobileViTHubWarning, match="label2id contradicts id2label; id2label is used"):
         config = config_from_dict(file_content(V2, id2label=labels, label2id=wrong))
     assert config.id2label == {int(i): label for i, label in labels.items()}
     assert config.id2label[config.label2id["lion"]] == "lion"

@@ -359,7 +359,7 @@ def test_damaged_files_give_our_error_or_arrays_and_nothing_else(tmp_path, kind)
         name, count = "pytorch_model.bin", 300
     outcomes = {"refused": 0, "read": 0}
     for i in range(count):
-        path = put(tmp_path, mutate(good, random.Random(i)), name)
+        path = put(tmp_path, mutate(good, random.Random(i)), name)  # noqa: S311
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
