@@ -186,7 +186,7 @@ def test_a_dtype_is_honoured_or_refused(key):
         ({0: "a", True: "b"}, "whole numbers"),
         ({}, "1 to 100000 labels"),
         (["a", "b"], "1 to 100000 labels"),
-        ({"0": 7}, r"'id2label\[0\]' is 7; expected text"),
+        ({"0": 7}, r"id2label\[0\] is 7; expected text"),
         ({"0": None}, "expected text"),
         ({"0": "x" * 513}, "at most 512"),
         ({"0": "a\nb"}, "control characters"),

@@ -123,7 +123,7 @@ def test_an_error_says_what_was_found_and_what_is_accepted():
     assert (caught.value.field, caught.value.found) == ("hidden_sizes", [144, 192])
     with pytest.raises(ConfigError, match=r"n_attn_blocks\[1\] is 0; expected an integer from 1 to 16"):
         V2(n_attn_blocks=[2, 0, 3])
-    with pytest.raises(ConfigError, match="'output_stride' is 7; expected one of 8, 16, 32"):
+    with pytest.raises(ConfigError, match="output_stride is 7; expected one of 8, 16, 32"):
         V1(output_stride=7)
     with pytest.raises(ConfigError) as caught:
         V1(hidden_act="x" * 10_000)
