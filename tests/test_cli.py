@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -317,6 +318,17 @@ def test_broken_file_is_reported_and_skipped(capsys, model, pictures, broken):
     assert first.startswith("mobilevit-hub: error: ") and "broken.jpg" in first and "cut short or damaged" in first
     assert "missing.jpg: no such file" in second
     assert summary == "mobilevit-hub: 2 of 3 images failed"
+
+
+def test_a_format_without_its_plugin_does_not_stop_the_others(capsys, model, pictures, tmp_path):
+    if find_spec("pillow_heif") is not None:
+        pytest.skip("with pillow-heif installed the file is an ordinary broken picture")
+    heic = tmp_path / "photo.heic"
+    heic.write_bytes(b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic" + bytes(100))
+    code, out, err = run(capsys, "predict", heic, pictures, "--model", model, "--json")
+    results = json.loads(out)
+    assert code == 1 and "mobilevit_hub[heif]" in results[0]["error"] and "mobilevit_hub[heif]" in err
+    assert all("predictions" in result for result in results[1:]) and len(results) > 1
 
 
 def test_strict_stops_at_the_first_broken_file(capsys, model, pictures, broken):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .checkpoints import Checkpoint, find_checkpoint, load_config
-from .errors import ConfigError, ImageError, InputError, require
+from .errors import ConfigError, ImageError, InputError, MissingDependencyError, require
 from .image_processing import MobileViTImageProcessor, processor_for, processor_from_dict
 from .presets import Preset, find_preset
 
@@ -196,7 +196,7 @@ class Classifier:
             started = time.perf_counter()
             try:
                 pixels = self.processor(image, return_tensors="np")["pixel_values"]
-            except (ImageError, InputError) as error:
+            except (ImageError, InputError, MissingDependencyError) as error:  # the last: HEIC without its plug-in
                 yield {"path": path, "error": str(error)}
                 continue
             scores = self.probabilities(pixels)[0]
