@@ -244,6 +244,29 @@ def rand_augment(image: Image.Image, rng: random.Random, operations: int = 2, ma
     return image
 
 
+def random_erase(pixels: np.ndarray, rng: random.Random) -> np.ndarray:
+    """Blackens a random rectangle (version 2 recipe: in a quarter of the photos).
+
+    Args:
+        pixels: `(H, W, C)`; left as it is.
+        rng: Source of randomness.
+
+    Returns:
+        A copy without 2 to 33 % of its area, height / width between 0.3 and 3.3, drawn log-uniformly.
+    """
+    height, width = pixels.shape[:2]
+    for _ in range(10):
+        area = height * width * rng.uniform(0.02, 0.33)
+        ratio = math.exp(rng.uniform(math.log(0.3), math.log(3.3)))
+        h, w = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < h < height and 0 < w < width:
+            top, left = rng.randint(0, height - h), rng.randint(0, width - w)
+            pixels = pixels.copy()
+            pixels[top : top + h, left : left + w] = 0
+            break
+    return pixels
+
+
 def mix_batch(
     images: np.ndarray, labels: np.ndarray, num_labels: int, rng: random.Random, mixup: float, cutmix: float
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from transformers import EvalPrediction, ProgressCallback, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
-from ..data import LabelledImages, SizedBatches, mix_batch, rand_augment, random_resized_crop
+from ..data import LabelledImages, SizedBatches, mix_batch, rand_augment, random_erase, random_resized_crop
 from ..image_processing import MobileViTImageProcessor
 from ..recipes import Recipe
 from .muon import Muon, is_hidden_matrix
@@ -53,6 +53,8 @@ class TrainingImages(Dataset):
         pixels = np.asarray(photo)
         if self.recipe.flip and rng.random() < 0.5:
             pixels = pixels[:, ::-1]
+        if self.recipe.random_erase and rng.random() < self.recipe.random_erase:
+            pixels = random_erase(pixels, rng)
         if self.channel_order == "bgr":
             pixels = pixels[:, :, ::-1]
         return pixels, int(self.images.labels[index]), seed
