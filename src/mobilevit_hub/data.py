@@ -100,7 +100,7 @@ class LabelledImages:
                     "two or more. Or pass --validation DATA.",
                     field="validation",
                 )
-            held_out[rng.permutation(members)[: max(1, round(share * len(members)))]] = bool(len(members))
+            held_out[rng.permutation(members)[: max(1, round(share * len(members)))]] = True
         train, validation = (self._dataset.select(np.flatnonzero(part)) for part in (~held_out, held_out))
         return LabelledImages(train, self.name), LabelledImages(validation, self.name)
 
