@@ -7,18 +7,52 @@ checkpoints.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 from keras import ops
 
 from mobilevit_hub.configuration import make_divisible
+from mobilevit_hub.errors import InputError
 
 PACKAGE = "mobilevit_hub"
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "relu": "relu", "gelu": "gelu"}
 
 
-@keras.saving.register_keras_serializable(PACKAGE)
+def children_of(layer: Any) -> Iterator[tuple[str, Any]]:
+    """The layers inside a layer in the order of its attributes, under their names in the checkpoints.
+
+    An attribute whose name Keras keeps for itself (`output`) carries an underscore.
+    """
+    for attribute, value in vars(layer).items():
+        if attribute.startswith("_"):
+            continue
+        if isinstance(value, keras.layers.Layer):
+            yield attribute.rstrip("_"), value
+        elif isinstance(value, list):
+            yield from ((f"{attribute}.{i}", v) for i, v in enumerate(value) if isinstance(v, keras.layers.Layer))
+
+
+class Block(keras.layers.Layer):
+    """A layer made of layers, which run one after the other unless a subclass says otherwise.
+
+    Weights are made from known shapes; Keras' default would trace each level of the network anew.
+    """
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Makes the weights of every layer inside."""
+        for _, layer in children_of(self):
+            layer.build(input_shape)
+            input_shape = layer.compute_output_shape(input_shape)
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """The shape of the output."""
+        for _, layer in children_of(self):
+            input_shape = layer.compute_output_shape(input_shape)
+        return input_shape
+
+
 class BatchNormalization(keras.layers.BatchNormalization):
     """Batch normalisation whose statistics follow PyTorch's.
 
@@ -37,39 +71,25 @@ class BatchNormalization(keras.layers.BatchNormalization):
             aggregation="only_first_replica",
         )  # fmt: skip
 
-    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Normalises `(…, C)`; in training also moves the statistics."""
+        exact = keras.backend.result_type(inputs.dtype, "float32")
+        features = ops.cast(inputs, exact)
+        mean, variance = ops.cast(self.moving_mean, exact), ops.cast(self.moving_variance, exact)
         if training and self.trainable:
-            features = ops.cast(inputs, "float32")
-            axes = tuple(range(len(inputs.shape) - 1))
-            mean, variance = self._batch_moments(features, axes)
-            size = 1
-            for axis in axes:
-                size = size * ops.shape(inputs)[axis]
-            count = ops.cast(size, "float32")
-            unbiased = variance * (count / ops.maximum(count - 1.0, 1.0))
+            axes, old_mean, old_variance = tuple(range(len(inputs.shape) - 1)), mean, variance
+            mean, variance = ops.moments(features, axes=axes, synchronized=self.synchronized)
+            count = ops.cast(ops.size(inputs) // inputs.shape[-1], exact)
+            unbiased = variance * (count / ops.maximum(count - 1, 1))
             keep = self.momentum
-            self.moving_mean.assign(self.moving_mean * keep + mean * (1 - keep))
-            self.moving_variance.assign(self.moving_variance * keep + unbiased * (1 - keep))
+            self.moving_mean.assign(old_mean * keep + mean * (1 - keep))
+            self.moving_variance.assign(old_variance * keep + unbiased * (1 - keep))
             self.num_batches_tracked.assign(self.num_batches_tracked + 1)
-        else:
-            mean, variance = self.moving_mean, self.moving_variance
         outputs = ops.batch_normalization(
-            ops.cast(inputs, "float32"), mean, variance, axis=-1, offset=self.beta, scale=self.gamma,
+            features, mean, variance, axis=-1, offset=ops.cast(self.beta, exact), scale=ops.cast(self.gamma, exact),
             epsilon=self.epsilon,
         )  # fmt: skip
         return ops.cast(outputs, self.compute_dtype)
-
-    def _batch_moments(self, features: Any, axes: tuple[int, ...]) -> tuple[Any, Any]:
-        return ops.moments(features, axes=axes, synchronized=self.synchronized)
-
-
-class Block(keras.layers.Layer):
-    """A layer made of layers; building it builds them, by tracing one call."""
-
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
-        """Makes the weights of every layer inside."""
-        self.compute_output_spec(keras.KerasTensor(input_shape, dtype=self.compute_dtype))
 
 
 class ConvNormAct(Block):
@@ -87,6 +107,7 @@ class ConvNormAct(Block):
         bias: Whether the convolution has a bias.
         norm: Whether batch normalisation follows.
         activation: A name from the config's `hidden_act`, or None.
+        name: Name of the layer.
     """
 
     def __init__(
@@ -100,25 +121,37 @@ class ConvNormAct(Block):
         bias: bool = False,
         norm: bool = True,
         activation: str | None = None,
-        **options: Any,
+        name: str | None = None,
     ) -> None:
-        super().__init__(**options)
-        self.stride, self.padding = stride, (kernel_size - 1) // 2 * dilation
+        super().__init__(name=name)
+        self.out_channels, self.stride, self.padding = out_channels, stride, (kernel_size - 1) // 2 * dilation
         settings = {
             "kernel_size": kernel_size,
             "strides": stride,
             "dilation_rate": dilation,
             "padding": "valid" if stride > 1 else "same",
             "use_bias": bias,
+            "data_format": "channels_last",
             "name": "convolution",
-            "dtype": self.dtype_policy,
         }
         if depthwise:
             self.convolution = keras.layers.DepthwiseConv2D(**settings)
         else:
             self.convolution = keras.layers.Conv2D(out_channels, **settings)
-        self.normalization = BatchNormalization(name="normalization", dtype=self.dtype_policy) if norm else None
+        self.normalization = BatchNormalization(name="normalization") if norm else None
         self.activation = keras.layers.Activation(ACTIVATIONS[activation]) if activation else None
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Makes the weights."""
+        self.convolution.build((None, None, None, input_shape[-1]))
+        if self.normalization is not None:
+            self.normalization.build((None, None, None, self.out_channels))
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """`(B, H / stride, W / stride, out_channels)`, rounded up."""
+        batch, height, width, _ = input_shape
+        height, width = (None if size is None else -(-size // self.stride) for size in (height, width))
+        return batch, height, width, self.out_channels
 
     def call(self, features: Any, training: bool | None = None) -> Any:
         """Maps `(B, H, W, in_channels)` to `(B, H / stride, W / stride, out_channels)`, rounded up."""
@@ -141,19 +174,19 @@ class InvertedResidual(Block):
     """
 
     def __init__(
-        self, config: Any, in_channels: int, out_channels: int, *, stride: int = 1, dilation: int = 1, **options: Any
+        self, config: Any, in_channels: int, out_channels: int, *, stride: int = 1, dilation: int = 1, name: str | None = None
     ) -> None:
-        super().__init__(**options)
+        super().__init__(name=name)
         hidden = make_divisible(round(in_channels * config.expand_ratio), 8)
-        act, dtype = config.hidden_act, self.dtype_policy
+        act = config.hidden_act
         self.use_residual = stride == 1 and in_channels == out_channels
         self.expand_1x1 = None
         if config.expand_ratio != 1:
-            self.expand_1x1 = ConvNormAct(hidden, activation=act, name="expand_1x1", dtype=dtype)
+            self.expand_1x1 = ConvNormAct(hidden, activation=act, name="expand_1x1")
         self.conv_3x3 = ConvNormAct(
-            hidden, 3, stride=stride, dilation=dilation, depthwise=True, activation=act, name="conv_3x3", dtype=dtype
+            hidden, 3, stride=stride, dilation=dilation, depthwise=True, activation=act, name="conv_3x3"
         )
-        self.reduce_1x1 = ConvNormAct(out_channels, name="reduce_1x1", dtype=dtype)
+        self.reduce_1x1 = ConvNormAct(out_channels, name="reduce_1x1")
 
     def call(self, features: Any, training: bool | None = None) -> Any:
         """Maps `(B, H, W, in_channels)` to `(B, H / stride, W / stride, out_channels)`."""
@@ -168,9 +201,9 @@ class InvertedResidualStage(Block):
     """Stages 1 and 2: inverted residuals, the first of which carries the stride."""
 
     def __init__(
-        self, config: Any, in_channels: int, out_channels: int, *, stride: int, num_blocks: int, **options: Any
+        self, config: Any, in_channels: int, out_channels: int, *, stride: int, num_blocks: int, name: str | None = None
     ) -> None:
-        super().__init__(**options)
+        super().__init__(name=name)
         self.layer = [
             InvertedResidual(
                 config,
@@ -178,7 +211,6 @@ class InvertedResidualStage(Block):
                 out_channels,
                 stride=stride if i == 0 else 1,
                 name=f"layer_{i}",
-                dtype=self.dtype_policy,
             )
             for i in range(num_blocks)
         ]
@@ -253,3 +285,51 @@ def _interpolation_matrix(old: Any, new: Any, align_corners: bool, dtype: Any) -
     else:
         positions = ops.clip((positions + 0.5) * (old / new) - 0.5, 0.0, old - 1)
     return ops.cast(ops.maximum(0.0, 1.0 - ops.abs(positions - samples)), dtype)
+
+
+def check_pixel_values(pixel_values: Any, expected: tuple[int | None, ...]) -> None:
+    """Refuses anything but floating point images of at least 32 pixels a side.
+
+    Args:
+        pixel_values: Array or tensor; what is not known before the network runs is not checked.
+        expected: `(B, H, W, C)` of the network's input, None for what may vary.
+    """
+    if not hasattr(pixel_values, "shape") or not hasattr(pixel_values, "dtype"):
+        raise InputError(
+            f"pixel_values is {type(pixel_values).__name__}; expected a float array of shape "
+            f"(B, H, W, {expected[3]}).",
+            field="pixel_values",
+        )
+    if getattr(pixel_values.shape, "rank", 4) is None:
+        return
+    shape, channels = tuple(pixel_values.shape), expected[3]
+    if len(shape) != 4 or shape[3] not in (channels, None):
+        first = len(shape) == 4 and shape[1] == channels
+        hint = " It looks channels-first: transpose it with (0, 2, 3, 1)." if first else ""
+        raise InputError(
+            f"pixel_values has shape {shape}; expected (B, H, W, {channels}).{hint}", field="pixel_values", found=shape
+        )
+    dtype = keras.backend.standardize_dtype(pixel_values.dtype)
+    if "float" not in dtype:
+        raise InputError(
+            f"pixel_values has dtype {dtype}; expected floats in [0, 1]. Use the image processor, or divide by 255.",
+            field="pixel_values",
+        )
+    height, width = shape[1:3]
+    if any(side is not None and side < 32 for side in (height, width)):
+        raise InputError(
+            f"Images of {height}×{width} pixels are too small; MobileViT needs at least 32 per side.",
+            field="pixel_values",
+            found=(height, width),
+            expected=32,
+        )
+    if any(side and size and side != size for side, size in zip((height, width), expected[1:3], strict=True)):
+        raise InputError(
+            f"Images of {height}×{width} pixels do not fit this model, which was built for image_size="
+            f"{expected[1:3]}; build or load it without image_size= for any size.",
+            field="pixel_values",
+            found=(height, width),
+            expected=expected[1:3],
+        )
+    if shape[0] == 0:
+        raise InputError("pixel_values holds no image (batch size 0).", field="pixel_values", found=shape)

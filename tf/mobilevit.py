@@ -25,20 +25,36 @@ from .layers import (
     resize,
     unfold_patches,
 )
-from .pretrained import HubModel, Initializers, image_input, version_1_initializers
+from .pretrained import (
+    HubModel,
+    Initializers,
+    checked_features,
+    image_input,
+    version_1_initializers,
+    with_classifier,
+)
 
 
 class SelfAttention(Block):
     """Multi-head self-attention between the pixels that share a place in their patches."""
 
-    def __init__(self, config: MobileViTConfig, width: int, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(self, config: MobileViTConfig, width: int, name: str | None = None) -> None:
+        super().__init__(name=name)
         self.width, self.heads = width, config.heads(width)
-        settings = {"use_bias": config.qkv_bias, "dtype": self.dtype_policy}
+        settings = {"use_bias": config.qkv_bias}
         self.query = keras.layers.Dense(width, name="query", **settings)
         self.key = keras.layers.Dense(width, name="key", **settings)
         self.value = keras.layers.Dense(width, name="value", **settings)
         self.dropout = keras.layers.Dropout(config.attention_probs_dropout_prob)
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Makes the weights."""
+        for layer in (self.query, self.key, self.value):
+            layer.build(input_shape)
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """Keeps the shape."""
+        return input_shape
 
     def call(self, tokens: Any, training: bool | None = None) -> Any:
         """Maps `(B·P, N, width)` to the same shape, before the output projection."""
@@ -58,9 +74,9 @@ class SelfAttention(Block):
 class _Linear(Block):
     """A linear layer with dropout, nested as the published checkpoints name it (`….dense`)."""
 
-    def __init__(self, out_features: int, dropout: float, **options: Any) -> None:
-        super().__init__(**options)
-        self.dense = keras.layers.Dense(out_features, name="dense", dtype=self.dtype_policy)
+    def __init__(self, out_features: int, dropout: float, name: str | None = None) -> None:
+        super().__init__(name=name)
+        self.dense = keras.layers.Dense(out_features, name="dense")
         self.dropout = keras.layers.Dropout(dropout)
 
     def call(self, tokens: Any, training: bool | None = None) -> Any:
@@ -70,10 +86,10 @@ class _Linear(Block):
 class Attention(Block):
     """Self-attention and its output projection."""
 
-    def __init__(self, config: MobileViTConfig, width: int, **options: Any) -> None:
-        super().__init__(**options)
-        self.attention = SelfAttention(config, width, name="attention", dtype=self.dtype_policy)
-        self.output_ = _Linear(width, config.hidden_dropout_prob, name="output", dtype=self.dtype_policy)
+    def __init__(self, config: MobileViTConfig, width: int, name: str | None = None) -> None:
+        super().__init__(name=name)
+        self.attention = SelfAttention(config, width, name="attention")
+        self.output_ = _Linear(width, config.hidden_dropout_prob, name="output")
 
     def call(self, tokens: Any, training: bool | None = None) -> Any:
         """Maps `(B·P, N, width)` to the same shape."""
@@ -83,16 +99,26 @@ class Attention(Block):
 class TransformerLayer(Block):
     """Pre-norm transformer layer: attention, then feed-forward, each added to its input."""
 
-    def __init__(self, config: MobileViTConfig, width: int, **options: Any) -> None:
-        super().__init__(**options)
-        hidden, dtype = int(width * config.mlp_ratio), self.dtype_policy
-        self.attention = Attention(config, width, name="attention", dtype=dtype)
-        self.intermediate = _Linear(hidden, config.ffn_dropout, name="intermediate", dtype=dtype)
+    def __init__(self, config: MobileViTConfig, width: int, name: str | None = None) -> None:
+        super().__init__(name=name)
+        hidden = int(width * config.mlp_ratio)
+        self.attention = Attention(config, width, name="attention")
+        self.intermediate = _Linear(hidden, config.ffn_dropout, name="intermediate")
         self.activation = keras.layers.Activation(ACTIVATIONS[config.hidden_act])
-        self.output_ = _Linear(width, config.hidden_dropout_prob, name="output", dtype=dtype)
-        norm = {"epsilon": config.layer_norm_eps, "dtype": dtype}
+        self.output_ = _Linear(width, config.hidden_dropout_prob, name="output")
+        norm = {"epsilon": config.layer_norm_eps}
         self.layernorm_before = keras.layers.LayerNormalization(name="layernorm_before", **norm)
         self.layernorm_after = keras.layers.LayerNormalization(name="layernorm_after", **norm)
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Makes the weights."""
+        for layer in (self.attention, self.intermediate, self.layernorm_before, self.layernorm_after):
+            layer.build(input_shape)
+        self.output_.build(self.intermediate.compute_output_shape(input_shape))
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """Keeps the shape."""
+        return input_shape
 
     def call(self, tokens: Any, training: bool | None = None) -> Any:
         """Maps `(B·P, N, width)` to the same shape."""
@@ -105,11 +131,9 @@ class TransformerLayer(Block):
 class Transformer(Block):
     """A stack of transformer layers; their final LayerNorm belongs to the block."""
 
-    def __init__(self, config: MobileViTConfig, width: int, num_layers: int, **options: Any) -> None:
-        super().__init__(**options)
-        self.layer = [
-            TransformerLayer(config, width, name=f"layer_{i}", dtype=self.dtype_policy) for i in range(num_layers)
-        ]
+    def __init__(self, config: MobileViTConfig, width: int, num_layers: int, name: str | None = None) -> None:
+        super().__init__(name=name)
+        self.layer = [TransformerLayer(config, width, name=f"layer_{i}") for i in range(num_layers)]
 
     def call(self, tokens: Any, training: bool | None = None) -> Any:
         """Maps `(B·P, N, width)` to the same shape."""
@@ -125,25 +149,41 @@ class MobileViTBlock(Block):
     projection, and fusion with the block's input. The convolutions are never dilated.
     """
 
-    def __init__(self, config: MobileViTConfig, stage: int, **options: Any) -> None:
-        super().__init__(**options)
-        i, dtype = stage - 3, self.dtype_policy
+    def __init__(self, config: MobileViTConfig, stage: int, name: str | None = None) -> None:
+        super().__init__(name=name)
+        i = stage - 3
         in_channels, channels = config.stage_channels[stage - 1 : stage + 1]
         width, kernel, act = config.hidden_sizes[i], config.conv_kernel_size, config.hidden_act
         rule = downsampling_rules(config.output_stride)[i]
         self.patch_size, self.width = config.patch_sizes[i], width
         self.downsampling_layer = InvertedResidual(
             config, in_channels, channels, stride=rule.stride, dilation=rule.dilation,
-            name="downsampling_layer", dtype=dtype,
+            name="downsampling_layer",
         )  # fmt: skip
-        self.conv_kxk = ConvNormAct(channels, kernel, activation=act, name="conv_kxk", dtype=dtype)
-        self.conv_1x1 = ConvNormAct(width, norm=False, name="conv_1x1", dtype=dtype)
-        self.transformer = Transformer(config, width, config.n_attn_blocks[i], name="transformer", dtype=dtype)
-        self.layernorm = keras.layers.LayerNormalization(epsilon=config.layer_norm_eps, name="layernorm", dtype=dtype)
-        self.conv_projection = ConvNormAct(channels, activation=act, name="conv_projection", dtype=dtype)
+        self.conv_kxk = ConvNormAct(channels, kernel, activation=act, name="conv_kxk")
+        self.conv_1x1 = ConvNormAct(width, norm=False, name="conv_1x1")
+        self.transformer = Transformer(config, width, config.n_attn_blocks[i], name="transformer")
+        self.layernorm = keras.layers.LayerNormalization(epsilon=config.layer_norm_eps, name="layernorm")
+        self.conv_projection = ConvNormAct(channels, activation=act, name="conv_projection")
         self.fusion = None
         if config.use_fusion:
-            self.fusion = ConvNormAct(channels, kernel, activation=act, name="fusion", dtype=dtype)
+            self.fusion = ConvNormAct(channels, kernel, activation=act, name="fusion")
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Makes the weights."""
+        self.downsampling_layer.build(input_shape)
+        channels, width = self.downsampling_layer.compute_output_shape(input_shape)[-1], self.width
+        for layer in (self.conv_kxk, self.conv_1x1):
+            layer.build((None, None, None, channels))
+        for layer in (self.transformer, self.layernorm):
+            layer.build((None, None, width))
+        self.conv_projection.build((None, None, None, width))
+        if self.fusion is not None:
+            self.fusion.build((None, None, None, 2 * channels))
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """`(B, H / stride, W / stride, channels)`."""
+        return self.downsampling_layer.compute_output_shape(input_shape)
 
     def call(self, features: Any, training: bool | None = None) -> Any:
         """Maps `(B, H, W, in_channels)` to `(B, H / stride, W / stride, channels)`."""
@@ -243,10 +283,10 @@ class TFMobileViTForImageClassification(TFMobileViTPreTrainedModel):
         backbone = TFMobileViTModel(config, image_size=image_size, name="mobilevit")
         inputs = image_input(config, image_size)
         pooled = keras.layers.Dropout(config.classifier_dropout_prob, name="dropout")(backbone(inputs)["pooler_output"])
-        classifier = keras.layers.Dense(config.num_labels, dtype="float32", name="classifier")
-        super().__init__(inputs=inputs, outputs=classifier(pooled), **options)
+        parts, logits = with_classifier({"mobilevit": backbone}, pooled, config.num_labels)
+        super().__init__(inputs=inputs, outputs=logits, **options)
         self.backbone = backbone
-        self.remember(config, {"mobilevit": backbone, "classifier": classifier}, image_size=image_size)
+        self.remember(config, parts, image_size=image_size)
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -264,7 +304,7 @@ class TFMobileViTBackbone(TFMobileViTPreTrainedModel):
         self, config: MobileViTConfig, out_features: list[str] | None = None, image_size: Any = None, **options: Any
     ) -> None:
         network = TFMobileViTModel(config, expand_output=False, image_size=image_size, name="mobilevit")
-        names = self.checked_features(out_features)
+        names = checked_features(config, out_features)
         super().__init__(inputs=network.inputs[0], outputs={n: network.feature_maps[n] for n in names}, **options)
         self.select_features(config, names)
         self.remember(config, {"mobilevit": network}, out_features=names, image_size=image_size)

@@ -25,7 +25,14 @@ from .layers import (
     resize,
     unfold_patches,
 )
-from .pretrained import HubModel, Initializers, image_input, version_2_initializers
+from .pretrained import (
+    HubModel,
+    Initializers,
+    checked_features,
+    image_input,
+    version_2_initializers,
+    with_classifier,
+)
 
 
 class GroupNorm1(keras.layers.Layer):
@@ -35,8 +42,8 @@ class GroupNorm1(keras.layers.Layer):
     channel. Written out, because Keras' own layer makes tensors of rank 5.
     """
 
-    def __init__(self, epsilon: float, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(self, epsilon: float, name: str | None = None) -> None:
+        super().__init__(name=name)
         self.epsilon = epsilon
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
@@ -44,12 +51,17 @@ class GroupNorm1(keras.layers.Layer):
         self.gamma = self.add_weight(name="gamma", shape=(input_shape[-1],), initializer="ones")
         self.beta = self.add_weight(name="beta", shape=(input_shape[-1],), initializer="zeros")
 
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """Keeps the shape."""
+        return input_shape
+
     def call(self, tokens: Any) -> Any:
         """Keeps the shape."""
-        values = ops.cast(tokens, "float32")
+        exact = keras.backend.result_type(tokens.dtype, "float32")
+        values = ops.cast(tokens, exact)
         mean, variance = ops.moments(values, axes=(1, 2, 3), keepdims=True)
         values = (values - mean) * ops.rsqrt(variance + self.epsilon)
-        return ops.cast(values * ops.cast(self.gamma, "float32") + ops.cast(self.beta, "float32"), self.compute_dtype)
+        return ops.cast(values * ops.cast(self.gamma, exact) + ops.cast(self.beta, exact), self.compute_dtype)
 
 
 def attention_norm(config: MobileViTV2Config, **options: Any) -> keras.layers.Layer:
@@ -70,12 +82,21 @@ class SeparableSelfAttention(Block):
     place; the context then gates every value.
     """
 
-    def __init__(self, config: MobileViTV2Config, width: int, **options: Any) -> None:
-        super().__init__(**options)
-        self.width, dtype = width, self.dtype_policy
-        self.qkv_proj = ConvNormAct(1 + 2 * width, bias=True, norm=False, name="qkv_proj", dtype=dtype)
+    def __init__(self, config: MobileViTV2Config, width: int, name: str | None = None) -> None:
+        super().__init__(name=name)
+        self.width = width
+        self.qkv_proj = ConvNormAct(1 + 2 * width, bias=True, norm=False, name="qkv_proj")
         self.attn_dropout = keras.layers.Dropout(config.attn_dropout)
-        self.out_proj = ConvNormAct(width, bias=True, norm=False, name="out_proj", dtype=dtype)
+        self.out_proj = ConvNormAct(width, bias=True, norm=False, name="out_proj")
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Makes the weights."""
+        self.qkv_proj.build(input_shape)
+        self.out_proj.build(input_shape)
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """Keeps the shape."""
+        return input_shape
 
     def call(self, tokens: Any, training: bool | None = None) -> Any:
         """Maps `(B, P, N, width)` to the same shape."""
@@ -88,9 +109,9 @@ class SeparableSelfAttention(Block):
 class FeedForward(Block):
     """Two pointwise convolutions with an activation between them."""
 
-    def __init__(self, config: MobileViTV2Config, width: int, **options: Any) -> None:
-        super().__init__(**options)
-        settings = {"bias": True, "norm": False, "dtype": self.dtype_policy}
+    def __init__(self, config: MobileViTV2Config, width: int, name: str | None = None) -> None:
+        super().__init__(name=name)
+        settings = {"bias": True, "norm": False}
         self.conv1 = ConvNormAct(config.ffn_size(width), activation=config.hidden_act, name="conv1", **settings)
         self.dropout1 = keras.layers.Dropout(config.ffn_dropout)
         self.conv2 = ConvNormAct(width, name="conv2", **settings)
@@ -105,14 +126,13 @@ class FeedForward(Block):
 class TransformerLayer(Block):
     """Pre-norm layer: separable attention, then feed-forward, each added to its input."""
 
-    def __init__(self, config: MobileViTV2Config, width: int, **options: Any) -> None:
-        super().__init__(**options)
-        dtype = self.dtype_policy
-        self.layernorm_before = attention_norm(config, name="layernorm_before", dtype=dtype)
-        self.attention = SeparableSelfAttention(config, width, name="attention", dtype=dtype)
+    def __init__(self, config: MobileViTV2Config, width: int, name: str | None = None) -> None:
+        super().__init__(name=name)
+        self.layernorm_before = attention_norm(config, name="layernorm_before")
+        self.attention = SeparableSelfAttention(config, width, name="attention")
         self.dropout1 = keras.layers.Dropout(config.hidden_dropout_prob)
-        self.layernorm_after = attention_norm(config, name="layernorm_after", dtype=dtype)
-        self.ffn = FeedForward(config, width, name="ffn", dtype=dtype)
+        self.layernorm_after = attention_norm(config, name="layernorm_after")
+        self.ffn = FeedForward(config, width, name="ffn")
 
     def call(self, tokens: Any, training: bool | None = None) -> Any:
         """Maps `(B, P, N, width)` to the same shape."""
@@ -124,11 +144,9 @@ class TransformerLayer(Block):
 class Transformer(Block):
     """A stack of transformer layers; their final norm belongs to the block."""
 
-    def __init__(self, config: MobileViTV2Config, width: int, num_layers: int, **options: Any) -> None:
-        super().__init__(**options)
-        self.layer = [
-            TransformerLayer(config, width, name=f"layer_{i}", dtype=self.dtype_policy) for i in range(num_layers)
-        ]
+    def __init__(self, config: MobileViTV2Config, width: int, num_layers: int, name: str | None = None) -> None:
+        super().__init__(name=name)
+        self.layer = [TransformerLayer(config, width, name=f"layer_{i}") for i in range(num_layers)]
 
     def call(self, tokens: Any, training: bool | None = None) -> Any:
         """Maps `(B, P, N, width)` to the same shape."""
@@ -144,25 +162,41 @@ class MobileViTV2Block(Block):
     fusion, the projection has no activation, and an odd map is enlarged before the block for good.
     """
 
-    def __init__(self, config: MobileViTV2Config, stage: int, **options: Any) -> None:
-        super().__init__(**options)
-        i, dtype = stage - 3, self.dtype_policy
+    def __init__(self, config: MobileViTV2Config, stage: int, name: str | None = None) -> None:
+        super().__init__(name=name)
+        i = stage - 3
         in_channels, channels = config.stage_channels[stage - 1 : stage + 1]
-        width = config.hidden_sizes[i]
+        self.width = width = config.hidden_sizes[i]
         rule = downsampling_rules(config.output_stride)[i]
         self.patch_size, self.odd_map = config.patch_sizes[i], config.odd_map
         self.downsampling_layer = InvertedResidual(
             config, in_channels, channels, stride=rule.stride, dilation=rule.dilation,
-            name="downsampling_layer", dtype=dtype,
+            name="downsampling_layer",
         )  # fmt: skip
         self.conv_kxk = ConvNormAct(
             channels, config.conv_kernel_size, dilation=rule.block_dilation, depthwise=True,
-            activation=config.hidden_act, name="conv_kxk", dtype=dtype,
+            activation=config.hidden_act, name="conv_kxk",
         )  # fmt: skip
-        self.conv_1x1 = ConvNormAct(width, norm=False, name="conv_1x1", dtype=dtype)
-        self.transformer = Transformer(config, width, config.n_attn_blocks[i], name="transformer", dtype=dtype)
-        self.layernorm = attention_norm(config, name="layernorm", dtype=dtype)
-        self.conv_projection = ConvNormAct(channels, name="conv_projection", dtype=dtype)
+        self.conv_1x1 = ConvNormAct(width, norm=False, name="conv_1x1")
+        self.transformer = Transformer(config, width, config.n_attn_blocks[i], name="transformer")
+        self.layernorm = attention_norm(config, name="layernorm")
+        self.conv_projection = ConvNormAct(channels, name="conv_projection")
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Makes the weights."""
+        self.downsampling_layer.build(input_shape)
+        channels = self.downsampling_layer.compute_output_shape(input_shape)[-1]
+        for layer in (self.conv_kxk, self.conv_1x1):
+            layer.build((None, None, None, channels))
+        for layer in (self.transformer, self.layernorm, self.conv_projection):
+            layer.build((None, None, None, self.width))
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """`(B, H / stride, W / stride, channels)`, made a patch multiple."""
+        batch, height, width, channels = self.downsampling_layer.compute_output_shape(input_shape)
+        if self.odd_map == "apple":
+            height, width = (s if s is None else patch_multiple(s, self.patch_size) for s in (height, width))
+        return batch, height, width, channels
 
     def call(self, features: Any, training: bool | None = None) -> Any:
         """Maps `(B, H, W, in_channels)` to `(B, H / stride, W / stride, channels)`, made a patch multiple."""
@@ -262,10 +296,10 @@ class TFMobileViTV2ForImageClassification(TFMobileViTV2PreTrainedModel):
         backbone = TFMobileViTV2Model(config, image_size=image_size, name="mobilevitv2")
         inputs = image_input(config, image_size)
         pooled = backbone(inputs)["pooler_output"]
-        classifier = keras.layers.Dense(config.num_labels, dtype="float32", name="classifier")
-        super().__init__(inputs=inputs, outputs=classifier(pooled), **options)
+        parts, logits = with_classifier({"mobilevitv2": backbone}, pooled, config.num_labels)
+        super().__init__(inputs=inputs, outputs=logits, **options)
         self.backbone = backbone
-        self.remember(config, {"mobilevitv2": backbone, "classifier": classifier}, image_size=image_size)
+        self.remember(config, parts, image_size=image_size)
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -283,7 +317,7 @@ class TFMobileViTV2Backbone(TFMobileViTV2PreTrainedModel):
         self, config: MobileViTV2Config, out_features: list[str] | None = None, image_size: Any = None, **options: Any
     ) -> None:
         network = TFMobileViTV2Model(config, expand_output=False, image_size=image_size, name="mobilevitv2")
-        names = self.checked_features(out_features)
+        names = checked_features(config, out_features)
         super().__init__(inputs=network.inputs[0], outputs={n: network.feature_maps[n] for n in names}, **options)
         self.select_features(config, names)
         self.remember(config, {"mobilevitv2": network}, out_features=names, image_size=image_size)
