@@ -47,7 +47,6 @@ EXTRAS = {
         "packaging>=26",
         "pytest>=9.2",
         "ruff>=0.17",
-        "scikit-learn>=1.9",
         "setuptools>=77",
     ],
     "all": [f"{NAME}[torch,tf,export,train,eval,heif,demo]"],

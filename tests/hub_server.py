@@ -71,7 +71,7 @@ class HubServer:
 
 class _Handler(BaseHTTPRequestHandler):
     hub: HubServer
-    protocol_version = "HTTP/1.1"
+    protocol_version = "HTTP/1.0"  # one connection a request, so that a stopped server is gone at once
 
     def do_HEAD(self):
         self.answer(body=False)
@@ -139,5 +139,4 @@ class _Handler(BaseHTTPRequestHandler):
             content = content[:-1] + bytes([content[-1] ^ 1])
         if fault == "short":
             content = content[: len(content) // 2]
-            self.close_connection = True
         self.send(200, headers, content, body)

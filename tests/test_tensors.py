@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.numpy import save
 from safetensors.torch import save as torch_safetensors
 
 from mobilevit_hub.errors import CheckpointError, MobileViTHubError, NotFoundError
@@ -106,7 +108,7 @@ def test_what_is_read_does_not_change_with_the_file(tmp_path):
 
 @pytest.mark.parametrize("metadata", [None, {"format": "tf"}, {"format": "pt", "x": "é"}])
 def test_metadata_may_be_absent_or_anybodys(tmp_path, metadata):
-    tensors, found = read_tensors(put(tmp_path, to_safetensors(GOOD, metadata)))
+    tensors, found = read_tensors(put(tmp_path, save(GOOD, metadata)))
     assert_good(tensors)
     assert found == (metadata or {})
 
@@ -120,7 +122,25 @@ def test_names_are_only_names(tmp_path):
 
 def test_equal_tensors_give_equal_bytes():
     backwards = dict(reversed(GOOD.items()))
-    assert to_safetensors(GOOD, {"k": "v"}) == to_safetensors(backwards, {"k": "v"})
+    metadata = {"format": "pt", "save_id": "1", "x": "2"}
+    assert (
+        len({to_safetensors(t, m) for t in (GOOD, backwards) for m in (metadata, dict(reversed(metadata.items())))})
+        == 1
+    )
+
+
+def test_the_safetensors_library_reads_what_is_written(tmp_path):
+    types = ["float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"]
+    tensors = {f"ü {t}": np.arange(6).reshape(2, 3)[:, ::-1].astype(t) for t in types} | {
+        "scalar": np.float32(3).reshape(())
+    }
+    path = put(tmp_path, to_safetensors(tensors, {"format": "pt", "name": "ü"}))
+    with safe_open(path, "np") as file:
+        assert file.metadata() == {"format": "pt", "name": "ü"}
+        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    assert set(found) == set(tensors)
+    for name, value in tensors.items():
+        np.testing.assert_array_equal(found[name], value, strict=True)
 
 
 @pytest.mark.parametrize("wrap", [

@@ -9,9 +9,10 @@ import hashlib
 import os
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,11 @@ from .files import json_bytes, write_file, write_folder
 from .json_files import parse_json, read_json
 from .names import rename_tensors, timm_names
 from .presets import Preset, find_preset, get_preset
-from .tensors import check_values, listed, read_tensors, to_safetensors
+from .tensors import check_values, read_tensors, to_safetensors
 
 PACKAGE = Path(__file__).parent
 CARD_FILE = "README.md"
 SAVE_ID = "save_id"
-HEADS = ("classifier.", "segmentation_head.", "detection_head.")
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,15 @@ class Checkpoint:
     config_file: Path
     processor_data: dict[str, Any] | None
     """Content of its `preprocessor_config.json`; None when it has none."""
-    weights_file: Path
+    find_weights: Callable[[], Path]
+    """Finds the weights, downloading them when needed."""
     preset: Preset | None
     """The row of the presets table, when it was named by an alias."""
+
+    @cached_property
+    def weights_file(self) -> Path:
+        """The file of the weights, fetched when it is first asked for."""
+        return self.find_weights()
 
     @property
     def is_timm(self) -> bool:
@@ -61,7 +67,7 @@ def find_checkpoint(
     cache_dir: str | os.PathLike | None = None,
     local_files_only: bool = False,
 ) -> Checkpoint:
-    """Finds the files of a checkpoint, downloading named ones from the Hub when needed.
+    """Finds the files of a checkpoint, downloading named ones from the Hub when needed; the weights come last.
 
     Args:
         name: An alias such as `"mobilevit-s"`, a folder, or a Hub id such as `"apple/mobilevit-small"`.
@@ -87,7 +93,7 @@ def find_checkpoint(
             return _from_folder(PACKAGE / preset.folder, name, preset)
         return _from_hub(str(preset.hub_id), name, preset, options)
     folder = _as_path(name)
-    if folder.is_dir():
+    if name and folder.is_dir():
         if not name.startswith((".", "/", "~")) and name.count("/") == 1 and hub.looks_like_hub_id(name):
             warnings.warn(
                 f"{name!r} is a folder here and could be a Hub id; the folder is used.",
@@ -125,12 +131,18 @@ def _from_folder(folder: Path, name: str, preset: Preset | None) -> Checkpoint:
             path=folder,
             field=hub.CONFIG_FILE,
         )
-    weights = next((folder / f for f in hub.WEIGHT_FILES if (folder / f).is_file()), None)
-    if weights is None:
-        raise NotFoundError(f"{folder}: has no {' or '.join(hub.WEIGHT_FILES)}.", path=folder)
     processor_file = folder / hub.PROCESSOR_FILE
     processor = read_json(processor_file) if processor_file.is_file() else None
-    return Checkpoint(name, read_json(config_file), config_file, processor, weights, preset)
+    return Checkpoint(
+        name, read_json(config_file), config_file, processor, partial(_weights_from_folder, folder), preset
+    )
+
+
+def _weights_from_folder(folder: Path) -> Path:
+    for filename in hub.WEIGHT_FILES:
+        if (folder / filename).is_file():
+            return folder / filename
+    raise NotFoundError(f"{folder}: has no {' or '.join(hub.WEIGHT_FILES)}.", path=folder)
 
 
 def _from_hub(repo_id: str, name: str, preset: Preset | None, options: dict[str, Any]) -> Checkpoint:
@@ -140,7 +152,7 @@ def _from_hub(repo_id: str, name: str, preset: Preset | None, options: dict[str,
     if not _is_timm(config):  # whose preprocessing stands in its config
         with suppress(NotFoundError, OfflineError):
             processor = read_json(hub.fetch(repo_id, hub.PROCESSOR_FILE, options))
-    return Checkpoint(name, config, config_file, processor, _weights_from_hub(repo_id, options), preset)
+    return Checkpoint(name, config, config_file, processor, partial(_weights_from_hub, repo_id, options), preset)
 
 
 def _weights_from_hub(repo_id: str, options: dict[str, Any]) -> Path:
@@ -176,7 +188,7 @@ def load_config(checkpoint: Checkpoint, **changes: Any) -> Any:
     if checkpoint.preset is not None and checkpoint.preset.num_labels == 1000 and not checkpoint.is_timm:
         labels = data.get("id2label") or {}
         if labels and all(str(v).startswith("LABEL_") for v in labels.values()):
-            data = {**data, **_imagenet_labels()}
+            data = {**{k: v for k, v in data.items() if k != "label2id"}, **_imagenet_labels()}
     return config_from_dict({**data, **changes}, checkpoint.config_file)
 
 
@@ -202,24 +214,8 @@ def _config_of_timm(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 # --------------------------------------------------------------------------------------------------
-# Weights that fit
+# Reading
 # --------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class LoadReport:
-    """What became of the tensors of a file; every list is empty after a strict load."""
-
-    missing: list[str] = field(default_factory=list)
-    """Weights of the network that the file does not have; they keep their initial values."""
-    unexpected: list[str] = field(default_factory=list)
-    """Tensors of the file that have no place in the network."""
-    mismatched: list[str] = field(default_factory=list)
-    """Tensors of another shape than the network's, as text with both shapes."""
-    new_head: list[str] = field(default_factory=list)
-    """Weights of the classifier that was replaced on purpose."""
-    dtype: str = "float32"
-    """Number type of the file."""
 
 
 def open_checkpoint(name: str | Path, **places: Any) -> tuple[Checkpoint, Any, dict[str, np.ndarray]]:
@@ -269,113 +265,6 @@ def load_tensors(checkpoint: Checkpoint, config: Any) -> dict[str, np.ndarray]:
     if checkpoint.is_timm:
         tensors = rename_tensors(tensors, timm_names(config), checkpoint.weights_file)
     return tensors
-
-
-def fit_tensors(
-    tensors: dict[str, np.ndarray],
-    wanted: dict[str, tuple[int, ...]],
-    *,
-    path: Any,
-    model_name: str,
-    prefix: str,
-    new_head: bool = False,
-    strict: bool = True,
-) -> tuple[dict[str, np.ndarray], LoadReport]:
-    """Pairs the tensors of a file with the weights of a network, each used once and each filled.
-
-    Three things may differ on purpose, and nothing else: a network without a head leaves the file's
-    head (and version 1's last convolution) aside; the names may lack or carry the base prefix; a new
-    head keeps its initial values when `new_head` says so.
-
-    Args:
-        tensors: What the file holds, by our names.
-        wanted: Name and shape of every weight of the network.
-        path: The file, for messages.
-        model_name: Class of the network, for messages.
-        prefix: `"mobilevit"` or `"mobilevitv2"`.
-        new_head: Whether the head is replaced.
-        strict: Raise on any difference; otherwise leave out what does not fit and report it.
-
-    Raises:
-        CheckpointError: With the lists of missing, unexpected and mismatched names.
-    """
-    tensors = _match_prefix(tensors, wanted, prefix)
-    wanted_heads = {name for name in wanted if name.startswith(HEADS)}
-    if not wanted_heads:
-        tensors = {name: t for name, t in tensors.items() if not name.startswith(HEADS)}
-    if not any("conv_1x1_exp." in name for name in wanted):
-        tensors = {name: t for name, t in tensors.items() if "conv_1x1_exp." not in name}
-    types = {str(t.dtype) for t in tensors.values() if t.dtype.kind == "f"}
-    report = LoadReport(dtype="/".join(sorted(types)))
-    result = {}
-    for name, shape in wanted.items():
-        if name in wanted_heads and new_head:
-            report.new_head.append(name)
-            tensors.pop(name, None)
-            continue
-        if name not in tensors:
-            if not name.endswith("num_batches_tracked"):
-                report.missing.append(name)
-            continue
-        tensor = tensors.pop(name)
-        if name.endswith("num_batches_tracked") and tensor.size == 1:
-            tensor = tensor.reshape(shape)
-        if tensor.shape != shape:
-            report.mismatched.append(f"{name} (found {list(tensor.shape)}, expected {list(shape)})")
-            continue
-        result[name] = tensor
-    report.unexpected = sorted(tensors)
-    if strict and (report.missing or report.unexpected or report.mismatched):
-        raise _does_not_fit(report, len(wanted), path, model_name)
-    return result, report
-
-
-def _match_prefix(tensors: dict[str, np.ndarray], wanted: Iterable[str], prefix: str) -> dict[str, np.ndarray]:
-    """Adds or removes the base model's prefix where file and network disagree on it."""
-    dot = f"{prefix}."
-    file_has, network_has = (any(n.startswith(dot) for n in names) for names in (tensors, wanted))
-    if file_has and not network_has:
-        return {name.removeprefix(dot): t for name, t in tensors.items()}
-    if network_has and not file_has:
-        return {name if name.startswith(HEADS) else dot + name: t for name, t in tensors.items()}
-    return tensors
-
-
-def _does_not_fit(report: LoadReport, count: int, path: Any, model_name: str) -> CheckpointError:
-    lists = {"missing": report.missing, "unexpected": report.unexpected, "wrong shape": report.mismatched}
-    summary = ", ".join(f"{len(names)} {what}" for what, names in lists.items() if names)
-    details = "; ".join(f"{what}: {listed(names)}" for what, names in lists.items() if names)
-    hint = ""
-    if any(name.startswith(HEADS) for name in [*report.missing, *report.mismatched]):
-        hint = " For a new classifier pass num_labels=."
-    if len(report.missing) > 0.9 * count:
-        hint = f" Nearly nothing fits: wrong model family?{_guess_family(report.unexpected)}"
-    elif any(n.startswith("segmentation_head.") for n in report.unexpected):
-        hint = " This looks like a segmentation checkpoint."
-    return CheckpointError(
-        f"{path}: the weights do not fit {model_name}: {summary}. {details}.{hint}",
-        path=path,
-        missing=report.missing,
-        unexpected=report.unexpected,
-        mismatched=report.mismatched,
-    )
-
-
-def _guess_family(names: list[str]) -> str:
-    """What a file seems to be, from its tensor names."""
-    signs = {
-        "mobilevit.": "MobileViT version 1",
-        "mobilevitv2.": "MobileViTv2",
-        "stages.": "timm's",
-        "layer_1.": "Apple's",
-        "encoder.conv_1.": "Apple's (detection or segmentation)",
-        "layer1.": "a ResNet's",
-        "vit.": "a ViT's",
-    }
-    for start, family in signs.items():
-        if any(name.startswith(start) for name in names):
-            return f" The names look like {family}."
-    return ""
 
 
 # --------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import signal
@@ -14,11 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .errors import InputError, MobileViTHubError, MobileViTHubWarning
+from .errors import ConfigError, InputError, MobileViTHubError, MobileViTHubWarning
 
-IMAGE_ENDINGS = {
-    ".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".heic", ".heif"
-}  # fmt: skip
 DEFAULT_MODEL = "mobilevit-xxs-tiny-imagenet"
 
 
@@ -37,9 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     signal.signal(signal.SIGTERM, _terminate)
-    warnings.showwarning = _show_warning
+    for stream in (sys.stdout, sys.stderr):  # a label that the terminal cannot show must not end the run
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
             warnings.simplefilter("default" if arguments.debug else "ignore")
             warnings.simplefilter("once", MobileViTHubWarning)
             if not arguments.debug:
@@ -69,12 +70,16 @@ def _terminate(number: int, frame: Any) -> None:
 
 
 def _show_warning(message: Any, category: type, *_: Any, **__: Any) -> None:
-    print(f"mobilevit-hub: {'note' if category is MobileViTHubWarning else 'warning'}: {message}", file=sys.stderr)
+    print(
+        f"mobilevit-hub: {'note' if category is MobileViTHubWarning else 'warning'}: {_plain(str(message))}",
+        file=sys.stderr,
+    )
 
 
 def _quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 
 def _plain(text: str) -> str:
@@ -132,7 +137,7 @@ def build_parser() -> argparse.ArgumentParser:
         "Train or fine-tune a classifier on labelled photos.",
         "mobilevit-hub train photos/ --output my-model --model mobilevit-s --epochs 20\n"
         "  mobilevit-hub train data.parquet --output out --from-scratch --size-schedule 64:8,128:2\n"
-        "  mobilevit-hub train photos/ --output my-model --resume",
+        "  mobilevit-hub train photos/ --output my-model --model mobilevit-s --epochs 20 --resume",
     )
     verb.add_argument("data", help="folder of class folders, parquet files, or Hub id")
     verb.add_argument("--output", required=True, metavar="FOLDER", help="folder to write")
@@ -228,10 +233,10 @@ def info_command(arguments: argparse.Namespace) -> int:
 
     name = arguments.name
     preset = find_preset(name)
-    is_folder = Path(name).expanduser().is_dir()
+    is_folder = preset is None and Path(name).expanduser().is_dir()
     if preset is None and not is_folder and "/" not in name:
         get_preset(name)  # raises, with the nearest names
-    record: dict[str, Any] = _preset_record(preset) if preset is not None and not is_folder else {"name": name}
+    record: dict[str, Any] = {"name": name} if preset is None else _preset_record(preset)
     if arguments.download or is_folder or preset is None or preset.folder:
         from .checkpoints import find_checkpoint, load_config
         from .files import sha256_of
@@ -243,12 +248,9 @@ def info_command(arguments: argparse.Namespace) -> int:
             "weights": str(checkpoint.weights_file),
             "sha256": sha256_of(checkpoint.weights_file),
             "labels": config.num_labels,
-            "size": dict(processor.size),
-            "crop_size": dict(processor.crop_size),
-            "interpolation": processor.interpolation,
-            "channel_order": processor.channel_order,
+            **{name: _setting(processor, name) for name in ("size", "crop_size", "interpolation", "channel_order")},
         }
-        record["differences"] = _differences(checkpoint, processor)
+        record["differences"] = [] if preset is None else _differences(preset, checkpoint, processor)
     if arguments.json:
         print(json.dumps(record, indent=2))
         return 0
@@ -260,26 +262,38 @@ def info_command(arguments: argparse.Namespace) -> int:
             rows.append([key, "; ".join(value) if isinstance(value, list) else str(value)])
     width = max(len(key) for key, _ in rows)
     for key, value in rows:
-        print(f"{key.ljust(width)}  {value}")
+        print(f"{key.ljust(width)}  {_plain(value)}")
     return 0
 
 
-def _differences(checkpoint: Any, processor: Any) -> list[str]:
-    """Where a checkpoint's own preprocessing file contradicts what is used."""
-    from .image_processing import processor_from_dict
+def _differences(preset: Any, checkpoint: Any, used: Any) -> list[str]:
+    """Where a checkpoint's own preprocessing file contradicts our record of it, and which of the two is used."""
+    from .image_processing import processor_for, processor_from_dict
 
     if checkpoint.processor_data is None:
         return []
     own = processor_from_dict(checkpoint.processor_data, "preprocessor_config.json")
+    record = processor_for(
+        preset.resize, preset.crop, preset.interpolation, preset.channel_order, keep_aspect=preset.keep_aspect
+    )
+    names = ("size", "crop_size", "interpolation", "channel_order")
+    values = [(name, *(_setting(processor, name) for processor in (own, record, used))) for name in names]
     return [
-        f"{name}: the file says {getattr(own, name)}, {getattr(processor, name)} is used"
-        for name in ("size", "crop_size", "interpolation", "channel_order")
-        if getattr(own, name) != getattr(processor, name)
+        f"{name}: the file says {of_file}, our record {of_record}; {of_used} is used"
+        for name, of_file, of_record, of_used in values
+        if of_file != of_record
     ]
+
+
+def _setting(processor: Any, name: str) -> Any:
+    """One value of a processor as JSON can hold it; sizes without their empty fields."""
+    value = getattr(processor, name)
+    return value if isinstance(value, str) else {k: v for k, v in dict(value).items() if v is not None}
 
 
 def predict_command(arguments: argparse.Namespace) -> int:
     """Classifies files, folders and standard input."""
+    from .images import count_frames
     from .runtimes import Classifier
 
     sources = list(_image_sources(arguments.images))
@@ -296,7 +310,10 @@ def predict_command(arguments: argparse.Namespace) -> int:
             tqdm.write(f"mobilevit-hub: error: {_plain(' '.join(result['error'].split()))}", file=sys.stderr)
             if arguments.strict:
                 break
-        elif not arguments.json:
+            continue
+        if (frames := count_frames(source)) > 1:
+            tqdm.write(f"mobilevit-hub: note: {_plain(path)}: first of {frames} frames", file=sys.stderr)
+        if not arguments.json:
             tqdm.write(_prediction_lines(result), file=sys.stdout)
     if arguments.json:
         print(json.dumps(results, indent=2))
@@ -313,12 +330,14 @@ def _prediction_lines(result: dict[str, Any]) -> str:
 
 def _image_sources(names: list[str]) -> Iterator[tuple[str, Any]]:
     """Pairs of a name and what `load_image` takes; folders are searched for image files."""
+    from .images import image_files
+
     for name in names:
         path = Path(name)
         if name == "-":
             yield "-", sys.stdin.buffer.read()
         elif path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_ENDINGS and p.is_file())
+            found = image_files(path)
             if not found:
                 raise InputError(f"Folder {name!r} holds no image files.", path=name, field="images")
             yield from ((str(p), p) for p in found)
@@ -342,13 +361,17 @@ def train_command(arguments: argparse.Namespace) -> int:
     from .recipes import Recipe, get_recipe
 
     changes = {f.name: getattr(arguments, f.name) for f in fields(Recipe) if getattr(arguments, f.name) is not None}
+    try:
+        recipe = get_recipe(arguments.recipe, **changes)
+    except ConfigError as error:  # here the recipe is what was typed
+        raise InputError(error.message, field=error.field, found=error.found) from error
     config = {"output_stride": arguments.output_stride} if arguments.output_stride else {}
     log = train(
         arguments.data,
         arguments.output,
         model=arguments.model,
         from_scratch=arguments.from_scratch,
-        recipe=get_recipe(arguments.recipe, **changes),
+        recipe=recipe,
         validation=arguments.validation,
         config=config,
         resume=arguments.resume,

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from .errors import InputError, NotFoundError, require
-from .images import load_image
+from .errors import ImageError, InputError, NotFoundError, require
+from .images import image_files, load_image
 
 SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "val", "test")}
 CACHE_BYTES = 4 * 1024**3
@@ -33,10 +33,12 @@ class LabelledImages:
     Args:
         dataset: A `datasets.Dataset` with one image and one class column.
         name: What the user called it; used in messages.
+        is_split: Whether the source says which photos are for training and which for validation.
     """
 
-    def __init__(self, dataset: Any, name: str) -> None:
-        from datasets import ClassLabel, Image as ImageFeature  # isort: skip
+    def __init__(self, dataset: Any, name: str, is_split: bool = True) -> None:
+        from datasets import ClassLabel
+        from datasets import Image as ImageFeature
 
         columns = dataset.features
         image_columns = [c for c, feature in columns.items() if isinstance(feature, ImageFeature)]
@@ -47,13 +49,18 @@ class LabelledImages:
                 "(a folder with one sub-folder per class has both).",
                 field="data",
             )
-        self.name = name
+        self.name, self.is_split = name, is_split
         self.label_names: list[str] = list(columns[label_columns[0]].names)
         self._images = dataset.cast_column(image_columns[0], ImageFeature(decode=False)).select_columns(
             [image_columns[0]]
         )
         self._column = image_columns[0]
-        self.labels = np.asarray(dataset[label_columns[0]], dtype=np.int64)
+        # A missing label is None in some files and -1 in others, as in the test splits of the Hub.
+        labels = [-1 if label is None else label for label in dataset[label_columns[0]]]
+        self.labels = np.asarray(labels, dtype=np.int64)
+        if not len(self) or self.labels.min() < 0:
+            wrong = f"{np.count_nonzero(self.labels < 0):,} photos without a label" if len(self) else "no photos"
+            raise InputError(f"{name}: has {wrong}; expected labelled photos.", path=name, field="data")
         self._decoded: list[np.ndarray] | None = None
 
     def __len__(self) -> int:
@@ -66,7 +73,13 @@ class LabelledImages:
 
     def _read(self, index: int) -> Image.Image:
         cell = self._images[int(index)][self._column]
-        return load_image(cell["bytes"] if cell["bytes"] is not None else cell["path"])
+        if cell is None:
+            raise ImageError(f"{self.name}: photo {index} is missing.", path=self.name)
+        try:
+            return load_image(cell["bytes"] if cell["bytes"] is not None else cell["path"])
+        except ImageError as error:
+            error.message = f"{self.name}: photo {index}: {error.message}"
+            raise
 
     def keep_in_memory(self, progress: bool = True) -> bool:
         """Decodes all photos once when they fit into 4 GiB, so that training never waits for decoding.
@@ -113,16 +126,15 @@ def open_images(source: str | Path, split: str = "train") -> LabelledImages:
     try:
         found = datasets.get_dataset_split_names(path)
         wanted = next((s for s in SPLIT_NAMES[split] if s in found), None)
-        if wanted is None:
-            raise NotFoundError(f"{path}: has the splits {found}; expected {SPLIT_NAMES[split][0]!r}.", path=path)
-        return LabelledImages(datasets.load_dataset(path, split=wanted), path)
+        dataset = None if wanted is None else datasets.load_dataset(path, split=wanted)
     except (OSError, ValueError) as error:
-        if isinstance(error, NotFoundError | InputError):
-            raise
         raise NotFoundError(
             f"No data set {path!r}: it is neither a folder here nor reachable on the Hub ({type(error).__name__}).",
             path=path,
         ) from error
+    if dataset is None:
+        raise NotFoundError(f"{path}: has the splits {found}; expected {SPLIT_NAMES[split][0]!r}.", path=path)
+    return LabelledImages(dataset, path)
 
 
 def _open_imagefolder(datasets: Any, folder: Path, split: str) -> LabelledImages:
@@ -133,22 +145,34 @@ def _open_imagefolder(datasets: Any, folder: Path, split: str) -> LabelledImages
     if split_folder is None and any((folder / s).is_dir() for s in SPLIT_NAMES[other]):
         raise NotFoundError(f"{folder}: has no {SPLIT_NAMES[split][0]!r} folder.", path=folder)
     directory = split_folder or folder
-    if not any(child.is_dir() for child in directory.iterdir()):
-        raise InputError(f"{directory}: holds no sub-folders; expected one per class.", path=directory)
-    dataset = datasets.load_dataset("imagefolder", data_dir=str(directory), drop_labels=False, split="train")
-    return LabelledImages(dataset, str(directory))
+    # Not by datasets' own reader: it asks the network, and takes a class such as "test tube" for a split.
+    photos = {child.name: image_files(child) for child in sorted(directory.iterdir()) if child.is_dir()}
+    names = [name for name, files in photos.items() if files]
+    if not names:
+        raise InputError(f"{directory}: holds no sub-folders of photos; expected one per class.", path=directory)
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    rows = {
+        "image": [str(file) for name in names for file in photos[name]],
+        "label": [label for label, name in enumerate(names) for _ in photos[name]],
+    }
+    return LabelledImages(datasets.Dataset.from_dict(rows, features), str(directory), split_folder is not None)
 
 
 def _open_parquet(datasets: Any, files: list[Path], split: str, name: str) -> LabelledImages:
-    if len(files) > 1 or any(files[0].stem.startswith(s) for names in SPLIT_NAMES.values() for s in names):
-        chosen = [f for f in files if f.stem.startswith(SPLIT_NAMES[split])]
-        if not chosen:
+    is_split = len(files) > 1 or files[0].stem.startswith(sum(SPLIT_NAMES.values(), ()))
+    if is_split:
+        parts = [[f for f in files if f.stem.startswith(s)] for s in SPLIT_NAMES[split]]
+        files = next((part for part in parts if part), [])
+        if not files:
             raise NotFoundError(
                 f"{name}: no parquet file's name starts with {' or '.join(SPLIT_NAMES[split])}.", path=name
             )
-        files = chosen
-    dataset = datasets.Dataset.from_parquet([str(f) for f in files])
-    return LabelledImages(dataset, name)
+    try:
+        dataset = datasets.Dataset.from_parquet([str(f) for f in files])
+    except Exception as error:  # of many classes, for a file that is no parquet or a broken one
+        reason = " ".join(str(error.__cause__ or error).split())[:160]
+        raise InputError(f"{name}: cannot be read as parquet ({reason}).", path=name, field="data") from error
+    return LabelledImages(dataset, name, is_split)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -262,13 +286,16 @@ def mix_batch(
 
 
 class SizedBatches:
-    """Batches of `(image size, index)` keys: the size travels with the index, as in Apple's sampler.
+    """Batches of `(image size, index, seed)` keys: the size travels with the index, as in Apple's sampler.
+
+    So does the seed of the photo's random transforms: they are the same with any number of worker
+    processes, and the same after a resume.
 
     Args:
         length: Number of photos.
         batch_size: Photos per batch, at every size.
         sizes: Image side in pixels for each epoch; the last one holds for any further epoch.
-        seed: The order of epoch e depends on `seed + e` only, so a resumed run sees the same batches.
+        seed: Order and transforms of epoch e depend on `seed + e` only.
     """
 
     def __init__(self, length: int, batch_size: int, sizes: list[int], seed: int = 0) -> None:
@@ -285,8 +312,10 @@ class SizedBatches:
     def __len__(self) -> int:
         return self.length // self.batch_size if self.drop_last else math.ceil(self.length / self.batch_size)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.random.default_rng(self.seed + self.epoch).permutation(self.length)
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+        rng = np.random.default_rng(self.seed + self.epoch)
+        order, seeds = rng.permutation(self.length), rng.integers(2**62, size=self.length)
         size = self.sizes[min(self.epoch, len(self.sizes) - 1)]
-        for i in range(len(self)):
-            yield [(size, int(j)) for j in order[i * self.batch_size : (i + 1) * self.batch_size]]
+        for start in range(0, len(self) * self.batch_size, self.batch_size):
+            part = slice(start, start + self.batch_size)
+            yield [(size, int(j), int(s)) for j, s in zip(order[part], seeds[part], strict=True)]

@@ -187,7 +187,8 @@ def _saving(path: Path, size: int) -> Iterator[None]:
 
 
 def _free_bytes(path: Path) -> int:
-    return next((shutil.disk_usage(f).free for f in (path, *path.absolute().parents) if f.is_dir()), 0)
+    # `os.path.isdir` says no where `Path.is_dir` raises, as for names that are too long.
+    return next((shutil.disk_usage(f).free for f in (path, *path.absolute().parents) if os.path.isdir(f)), 0)
 
 
 def _temporary_name() -> str:

@@ -52,8 +52,9 @@ def fetch(repo_id: str, filename: str, options: dict[str, Any]) -> Path:
     if filename not in ALLOWED_FILES:
         raise InputError(f"{filename!r} is not a file that is fetched from the Hub.", field="filename")
     with _explained(repo_id, filename, options):
+        # A commit never changes. The config is always asked for first, which finds out the present commit.
         known = try_to_load_from_cache(repo_id, filename, options.get("cache_dir"), options.get("revision"))
-        if known is _CACHED_NO_EXIST:  # a commit never changes, so there is nothing to ask
+        if known is _CACHED_NO_EXIST and filename != CONFIG_FILE:
             raise _no_file(repo_id, filename, options)
         path = Path(hf_hub_download(repo_id, filename, **options))
     if _is_intact(path):

@@ -33,6 +33,10 @@ MAX_IMAGE_BYTES = 64 * 1024 * 1024
 MAX_IMAGE_PIXELS = 50_000_000
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF")
 
+FILE_ENDINGS = frozenset(
+    (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".heic", ".heif")
+)
+
 # What Pillow's decoders really raise on damaged files, plus what parsing code could.
 DECODER_ERRORS: tuple[type[Exception], ...] = (OSError, SyntaxError, ValueError, RuntimeError, MemoryError, EOFError)
 DECODER_ERRORS += (LookupError, TypeError, AttributeError, AssertionError, ArithmeticError, struct.error, zlib.error)
@@ -112,6 +116,29 @@ def load_image(
         return _upright_rgb(_image_from_array(source, data_format), "array", background)
     accepted = "a path, bytes, a binary file, a PIL image, an array or a tensor"
     raise InputError(f"An image cannot be made from {type(source).__name__}; expected {accepted}.")
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Files in a folder and its sub-folders whose name ends as an image's, in order of their paths."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in FILE_ENDINGS and path.is_file())
+
+
+def count_frames(source: str | os.PathLike | bytes) -> int:
+    """Counts the pictures in a file that `load_image` can read: more than 1 in an animation or several pages.
+
+    Args:
+        source: Path or bytes of the file.
+    """
+    name = "image" if isinstance(source, bytes) else os.fsdecode(source)
+    data = source if isinstance(source, bytes) else _read_file(name, name)
+    try:
+        with (
+            warnings.catch_warnings(action="ignore"),
+            Image.open(io.BytesIO(data), formats=_allowed_formats(data, name)) as image,
+        ):
+            return getattr(image, "n_frames", 1)
+    except DECODER_ERRORS:
+        return 1  # damaged after the first picture, so nobody knows
 
 
 def check_resize(width: int, height: int, shortest_edge: int) -> tuple[int, int]:

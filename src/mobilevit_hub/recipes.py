@@ -27,14 +27,15 @@ def parse_size_schedule(text: str) -> list[int]:
     sizes: list[int] = []
     for part in text.split(","):
         size, _, epochs = part.strip().partition(":")
-        if not size.isdigit() or not (epochs or "1").isdigit() or not 32 <= int(size) <= 1024:
+        numbers = [int(number) for number in (size, epochs or "1") if number.isdecimal() and len(number) < 6]
+        if len(numbers) < 2 or not 32 <= numbers[0] <= 1024 or numbers[1] < 1:
             raise InputError(
                 f"Size schedule {text!r}: {part.strip()!r} is not pixels:epochs with 32 to 1024 pixels, such as "
                 "'64:8,128:2'.",
                 field="size_schedule",
                 found=text,
             )
-        sizes += [int(size)] * int(epochs or "1")
+        sizes += [numbers[0]] * numbers[1]
     return sizes
 
 
@@ -58,6 +59,27 @@ _RULES: dict[str, Rule] = {
     "mixup": _NOT_NEGATIVE,
     "cutmix": _NOT_NEGATIVE,
 }
+
+
+RANGES: tuple[tuple[str, float, float], ...] = (
+    ("epochs", 1, 10_000),
+    ("batch_size", 1, 65_536),
+    ("image_size", 32, 1024),
+    ("eval_resize", 0, 2048),
+    ("learning_rate", 1e-8, 10),
+    ("final_learning_rate", 0, 10),
+    ("muon_learning_rate", 0, 10),
+    ("warmup_epochs", 0, 10_000),
+    ("weight_decay", 0, 10),
+    ("label_smoothing", 0, 0.99),
+    ("ema_momentum", 0, 0.99),
+    ("clip_norm", 0, 1e6),
+    ("crop_area", 0.001, 1),
+    ("rand_augment", 0, 14),
+    ("mixup", 0, 100),
+    ("cutmix", 0, 100),
+    ("seed", 0, 2**31 - 1),
+)
 
 
 @dataclass(frozen=True)
@@ -89,8 +111,26 @@ class Recipe:
     seed: int = _option(0, "seed of order, crops and new weights")
 
     def __post_init__(self) -> None:
-        for name, rule in _RULES.items():
-            rule(name, getattr(self, name))
+        for name, low, high in RANGES:
+            value, whole = getattr(self, name), isinstance(getattr(Recipe, name), int)
+            kind = int if whole else int | float
+            if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
+                raise ConfigError(
+                    f"Recipe field {name!r} is {value!r}; expected a {'whole ' if whole else ''}number from {low:g} to "
+                    f"{high:g}.",
+                    field=name,
+                    found=value,
+                )
+        if not 0 <= self.dropout < 1 and self.dropout != -1:
+            raise ConfigError(
+                f"Recipe field 'dropout' is {self.dropout!r}; expected 0 or more and below 1, or -1.", field="dropout"
+            )
+        if 0 < self.eval_resize < self.sizes[-1]:
+            raise ConfigError(
+                f"Recipe field 'eval_resize' is {self.eval_resize!r}, but the evaluation crop is {self.sizes[-1]}; "
+                "expected at least as much, or 0.",
+                field="eval_resize",
+            )
         if len(self.sizes) < self.warmup_epochs:
             raise ConfigError(
                 f"warmup_epochs is {self.warmup_epochs!r}, longer than the run of {len(self.sizes)} epochs.",

@@ -80,14 +80,15 @@ def draw_predictions(photos: list[Any], results: list[dict[str, Any]], path: str
     grid = figure.subplots(2, len(photos), squeeze=False, height_ratios=(2, 1))
     for column, (photo, result) in enumerate(zip(photos, results, strict=True)):
         grid[0][column].imshow(np.asarray(photo))
-        grid[0][column].set_title(Path(result["path"]).name, fontsize=10)
+        # Without parse_math, a name with two dollar signs would be read as a formula.
+        grid[0][column].set_title(Path(result["path"]).name, fontsize=10, parse_math=False)
         grid[0][column].axis("off")
         best = result["predictions"][::-1]
         axes = grid[1][column]
         axes.barh(range(len(best)), [100 * p["score"] for p in best], color=BLUE)
         for row, prediction in enumerate(best):
             label = prediction["label"].split(",")[0]
-            axes.text(2, row, f"{label}  {100 * prediction['score']:.0f} %", va="center", fontsize=10,
+            axes.text(2, row, f"{label}  {100 * prediction['score']:.0f} %", va="center", fontsize=10, parse_math=False,
                       bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1.5})  # fmt: skip
         axes.set_xlim(0, 100)
         axes.set_yticks([])
@@ -115,16 +116,23 @@ def training_card(log: dict[str, Any], config: Any) -> str:
     import yaml
 
     interval = 196 * float(np.sqrt(max(log["top1"] * (1 - log["top1"]), 1e-12) / log["count"]))
+    task = {"type": "image-classification"}
+    scores = [
+        {"type": "accuracy", "name": name, "value": log[key]} for key, name in (("top1", "top-1"), ("top5", "top-5"))
+    ]
+    result = {"task": task, "dataset": {"name": log["data"], "type": log["data"]}, "metrics": scores}
     header = {
         "library_name": "mobilevit_hub",
         "pipeline_tag": "image-classification",
         "tags": ["mobilevit", "image-classification"],
+        "model-index": [{"name": f"{log['model']} on {log['data']}", "results": [result]}],
     }
     start = "random weights" if log["from_scratch"] else f"the checkpoint {markdown_text(log['model'])}"
     recipe = "\n".join(f"| {markdown_text(k)} | {markdown_text(v)} |" for k, v in log["recipe"].items() if v != "")
     shown = [markdown_text(label.split(",")[0]) for label in list(config.id2label.values())[:8]]
     labels = ", ".join(shown) + (" …" if config.num_labels > 8 else "")
     overrides = ", ".join(f"{k}={v}" for k, v in log["config"].items()) or "none"
+    command = f"Command:\n\n```\n{log['command'].replace('`', '')}\n```\n\n" if log["command"] else ""
     return f"""---
 {yaml.safe_dump(header, sort_keys=False).strip()}
 ---
@@ -142,13 +150,7 @@ def training_card(log: dict[str, Any], config: Any) -> str:
 | time and machine | {log["seconds"] / 60:.0f} minutes on {markdown_text(log["machine"])} |
 | changed config fields | {markdown_text(overrides)} |
 
-Command:
-
-```
-{log["command"].replace("`", "")}
-```
-
-Preprocessing stands in `preprocessor_config.json`; pixels go in scaled to [0, 1], without mean and
+{command}Preprocessing stands in `preprocessor_config.json`; pixels go in scaled to [0, 1], without mean and
 standard deviation.
 
 ## Recipe

@@ -12,6 +12,7 @@ import numpy as np
 from .checkpoints import Checkpoint, find_checkpoint, load_config
 from .errors import ConfigError, ImageError, InputError, require
 from .image_processing import MobileViTImageProcessor, processor_for, processor_from_dict
+from .presets import Preset, find_preset
 
 FRAMEWORKS = ("pt",)
 TASKS = ("image-classification", "features", "backbone")
@@ -71,6 +72,9 @@ def image_processor(name: str | Path, **options: Any) -> MobileViTImageProcessor
         name: As for `from_pretrained`.
         options: `revision`, `token`, `cache_dir`, `local_files_only`.
     """
+    preset = None if "/" in str(name) else find_preset(str(name))
+    if preset is not None and preset.loadable and not preset.folder:
+        return _processor_of_preset(preset)  # needs no network
     return processor_of(find_checkpoint(name, **options))
 
 
@@ -78,7 +82,7 @@ def processor_of(checkpoint: Checkpoint) -> MobileViTImageProcessor:
     """The preprocessing of a checkpoint whose files are at hand."""
     preset = checkpoint.preset
     if preset is not None and not preset.folder:
-        return processor_for(preset.resize, preset.crop, preset.interpolation, preset.channel_order)
+        return _processor_of_preset(preset)
     if checkpoint.is_timm:
         return _processor_of_timm(checkpoint)
     if checkpoint.processor_data is not None:
@@ -99,6 +103,12 @@ def processor_of(checkpoint: Checkpoint) -> MobileViTImageProcessor:
         stacklevel=3,
     )
     return processor_for(round(size * 1.125), size, "bilinear" if order == "bgr" else "bicubic", order)
+
+
+def _processor_of_preset(preset: Preset) -> MobileViTImageProcessor:
+    return processor_for(
+        preset.resize, preset.crop, preset.interpolation, preset.channel_order, keep_aspect=preset.keep_aspect
+    )
 
 
 def _processor_of_timm(checkpoint: Checkpoint) -> MobileViTImageProcessor:
@@ -159,6 +169,10 @@ class Classifier:
     """
 
     def __init__(self, model: str | Path, *, runtime: str = "pt", **options: Any) -> None:
+        if runtime not in FRAMEWORKS:
+            raise InputError(
+                f"runtime is {runtime!r}; expected one of {', '.join(FRAMEWORKS)}.", field="runtime", found=runtime
+            )
         self.processor = image_processor(
             model, **{k: options[k] for k in ("revision", "token", "cache_dir", "local_files_only") if k in options}
         )

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, deserialize
-from safetensors.numpy import save as safetensors_bytes
 
 from .errors import CheckpointError, NotFoundError, require
 
@@ -21,6 +20,7 @@ MAX_HEADER_BYTES = 10_000_000
 MAX_LISTED = 5
 _NUMPY_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
                 "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?"}  # fmt: skip
+_TYPE_NAMES = {np.dtype(code): name for name, code in _NUMPY_TYPES.items()}
 # Wrappers that training scripts put around a state dict.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "ema", "ema_model_state_dict")
 
@@ -212,9 +212,22 @@ def _unwrap(content: Any, path: Path) -> dict[str, Any]:
 
 
 def to_safetensors(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> bytes:
-    """Serialises tensors, sorted by name, so that equal tensors give equal bytes."""
-    # Not `ascontiguousarray`, which gives scalars an axis.
-    return safetensors_bytes({name: np.asarray(tensors[name], order="C") for name in sorted(tensors)}, metadata)
+    """Serialises tensors so that equal tensors give equal bytes; the library's own writer shuffles the metadata."""
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+    chunks, end = [], 0
+    # Wide types first, so that each tensor is aligned to its type.
+    for name in sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name)):
+        data = tensors[name].astype(tensors[name].dtype.newbyteorder("<"), copy=False).tobytes()
+        header[name] = {
+            "dtype": _TYPE_NAMES[tensors[name].dtype],
+            "shape": list(tensors[name].shape),
+            "data_offsets": [end, end + len(data)],
+        }
+        end += len(data)
+        chunks.append(data)
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([struct.pack("<Q", len(text)), text, *chunks])
 
 
 def check_values(tensors: dict[str, np.ndarray], path: Any) -> None:

@@ -15,9 +15,11 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BackboneOutput
 
-from ..checkpoints import HEADS, fit_tensors, load_config, open_checkpoint, save_checkpoint
-from ..configuration import STAGE_NAMES
+from ..checkpoints import CARD_FILE, load_config, open_checkpoint, save_checkpoint
+from ..configuration import STAGE_NAMES, check_labels
 from ..errors import ConfigError, InputError, MobileViTHubWarning
+from ..hub import CONFIG_FILE, PROCESSOR_FILE, WEIGHT_FILES
+from ..names import HEADS, fit_tensors
 
 
 class HubModel(PreTrainedModel):
@@ -73,7 +75,8 @@ class HubModel(PreTrainedModel):
             The model in evaluation mode.
 
         Raises:
-            SourceError, ConfigError, CheckpointError: See `checkpoints.open_checkpoint` and `fit_tensors`.
+            SourceError, ConfigError, CheckpointError: See `checkpoints.open_checkpoint` and
+                `names.fit_tensors`.
         """
         checkpoint, own, tensors = open_checkpoint(
             os.fspath(pretrained_model_name_or_path),
@@ -84,8 +87,10 @@ class HubModel(PreTrainedModel):
         )
         if num_labels is not None and id2label is None and num_labels != own.num_labels:
             changes["num_labels"] = num_labels
-        if id2label is not None and {int(k): v for k, v in id2label.items()} != own.id2label:
+        if id2label is not None and check_labels(id2label) != own.id2label:
             changes["id2label"] = id2label
+            if num_labels is not None:
+                changes["num_labels"] = num_labels
         headless = not any(name.startswith(HEADS) for name in tensors)
         new_head = bool({"num_labels", "id2label"} & changes.keys()) or (num_labels is not None and headless)
         if config is None:
@@ -150,10 +155,12 @@ class HubModel(PreTrainedModel):
             save_directory: Folder to write; an earlier save in it is replaced.
             is_main_process: Whether this process writes; the others of a distributed run do not.
             state_dict: Weights to write in place of the model's own.
-            push_to_hub: Also upload the folder; see `PreTrainedModel.push_to_hub`.
+            push_to_hub: Also upload the files of a checkpoint that the folder holds then.
             processor: Image processor to write beside the weights.
             card: Text of the model card.
-            options: For `push_to_hub`: `repo_id`, `commit_message`, `private`, `token`, …
+            options: For `push_to_hub`: `repo_id` (default: the folder's name), `commit_message`,
+                `commit_description`, `revision`, `create_pr`, `private` and `token`. Others, which
+                transformers' tools pass, have no effect.
 
         Raises:
             SaveError: It could not be written; what was there before is kept.
@@ -171,8 +178,18 @@ class HubModel(PreTrainedModel):
         self.config.dtype = "float16" if any(t.dtype == np.float16 for t in tensors.values()) else "float32"
         save_checkpoint(save_directory, tensors, self.config, processor=processor, card=card)
         if push_to_hub:
-            options.setdefault("repo_id", Path(save_directory).name)
-            self.push_to_hub(**options)
+            from huggingface_hub import HfApi
+
+            hub = HfApi(token=options.get("token"))
+            repo_id = options.get("repo_id") or Path(save_directory).resolve().name
+            repo_id = hub.create_repo(repo_id, private=options.get("private"), exist_ok=True).repo_id
+            about = ("commit_message", "commit_description", "revision", "create_pr")
+            hub.upload_folder(
+                repo_id=repo_id,
+                folder_path=os.fspath(save_directory),
+                allow_patterns=[WEIGHT_FILES[0], CONFIG_FILE, PROCESSOR_FILE, CARD_FILE],
+                **{name: options[name] for name in about if name in options},
+            )
 
 
 def init_like_version_1(module: nn.Module, std: float) -> None:

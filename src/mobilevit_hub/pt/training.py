@@ -1,209 +1,52 @@
-"""Training on `transformers.Trainer`: from scratch or from a checkpoint, resumable, one or many devices."""
+"""Training: from scratch or from a checkpoint, resumable, on one or many devices."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
-import random
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, Dataset
-from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainingArguments
 
 from .. import runtimes
 from ..configuration import CONFIG_CLASSES
-from ..data import LabelledImages, SizedBatches, mix_batch, open_images, rand_augment, random_resized_crop
-from ..errors import InputError, require
-from ..image_processing import MobileViTImageProcessor, processor_for
+from ..data import SizedBatches, open_images
+from ..errors import InputError, MobileViTHubWarning, require
+from ..files import json_bytes
+from ..image_processing import processor_for
+from ..json_files import read_json
 from ..recipes import Recipe, get_recipe
 from ..reports import draw_learning_curve, training_card, write_json
-from .muon import Muon, is_hidden_matrix
-
-EMA_FILE = "ema.pt"
+from .trainer import EvaluationImages, RecipeTrainer, TrainingImages, five_best, top_scores
 
 
-class TrainingImages(Dataset):
-    """Training photos with the recipe's random transforms, as `(H, W, C)` bytes.
+def last_complete_checkpoint(folder: Path) -> tuple[Path | None, dict[str, Any]]:
+    """The newest checkpoint that was written to its end, and its state; `trainer_state.json` is written last."""
+    for path in sorted(folder.glob("checkpoint-[0-9]*"), key=lambda p: int(p.name.rpartition("-")[2]), reverse=True):
+        with suppress(OSError, ValueError):  # there is none, or it is cut short
+            return path, json.loads((path / "trainer_state.json").read_bytes())
+    return None, {}
 
-    Items are addressed by `(image size, index)`, as `SizedBatches` yields them.
-    """
 
-    def __init__(self, images: LabelledImages, recipe: Recipe, channel_order: str, interpolation: str) -> None:
-        self.images, self.recipe = images, recipe
-        self.channel_order, self.interpolation = channel_order, interpolation
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, int]:
-        size, index = key
-        # torch seeds every worker and every epoch differently, and restores the state on resuming.
-        rng = random.Random(int(torch.randint(2**62, ()).item()))  # noqa: S311 - augmentation, not secrets
-        photo = random_resized_crop(
-            self.images[index], size, rng, (self.recipe.crop_area, 1.0), interpolation=self.interpolation
+def _check_settings(file: Path, settings: dict[str, Any]) -> None:
+    """Refuses to resume with other settings than the run was started with."""
+    earlier = read_json(file)
+    now = json.loads(json_bytes(settings))
+    changed = sorted(name for name in now if now[name] != earlier.get(name))
+    if changed:
+        was = ", ".join(f"{name}={earlier.get(name)!r}" for name in changed[:5])
+        raise InputError(
+            f"The run in {file.parent} was started with {was}; resume it with the same options, or choose another "
+            "output folder.",
+            path=file,
+            field=changed[0],
         )
-        if self.recipe.rand_augment:
-            photo = rand_augment(photo, rng, self.recipe.rand_augment)
-        pixels = np.asarray(photo)
-        if self.recipe.flip and rng.random() < 0.5:
-            pixels = pixels[:, ::-1]
-        if self.channel_order == "bgr":
-            pixels = pixels[:, :, ::-1]
-        return pixels, int(self.images.labels[index])
-
-
-class EvaluationImages(Dataset):
-    """Validation photos through the checkpoint's own image processor."""
-
-    def __init__(self, images: LabelledImages, processor: MobileViTImageProcessor) -> None:
-        self.images, self.processor = images, processor
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        pixels = self.processor(self.images[index], return_tensors="np")["pixel_values"][0]
-        return {"pixel_values": pixels, "labels": int(self.images.labels[index])}
-
-
-def to_pixel_values(pixels: list[np.ndarray]) -> Tensor:
-    """Stacks `(H, W, C)` bytes into `(B, C, H, W)` floats in [0, 1], channels-last in memory."""
-    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float().div_(255)
-
-
-class _Trainer(Trainer):
-    """Trainer with the papers' batches, decay groups, soft labels and weight average."""
-
-    def __init__(self, recipe: Recipe, num_labels: int, **arguments: Any) -> None:
-        self.recipe, self.num_classes = recipe, num_labels
-        super().__init__(**arguments)
-        self.average: AveragedModel | None = None
-        if recipe.ema_momentum:
-            self.average = AveragedModel(
-                self.model, multi_avg_fn=get_ema_multi_avg_fn(1 - recipe.ema_momentum), use_buffers=True
-            )
-            self.add_callback(_UpdateAverage(self))
-
-    def get_train_dataloader(self) -> DataLoader:
-        batches = SizedBatches(
-            len(self.train_dataset), self.args.per_device_train_batch_size, self.recipe.sizes, self.recipe.seed
-        )
-        loader: DataLoader = DataLoader(
-            self.train_dataset,
-            batch_sampler=batches,
-            collate_fn=self._collate,
-            num_workers=self.args.dataloader_num_workers,
-            persistent_workers=False,
-            pin_memory=torch.cuda.is_available(),
-        )
-        return self.accelerator.prepare(loader)
-
-    def _collate(self, items: list[tuple[np.ndarray, int]]) -> dict[str, Tensor]:
-        pixel_values = to_pixel_values([pixels for pixels, _ in items])
-        labels = np.asarray([label for _, label in items])
-        if not (self.recipe.mixup or self.recipe.cutmix):
-            return {"pixel_values": pixel_values, "labels": torch.from_numpy(labels)}
-        rng = random.Random(int(torch.randint(2**62, ()).item()))  # noqa: S311
-        mixed, targets = mix_batch(
-            pixel_values.numpy(), labels, self.num_classes, rng, self.recipe.mixup, self.recipe.cutmix
-        )
-        return {"pixel_values": torch.from_numpy(mixed), "labels": torch.from_numpy(targets)}
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """AdamW, or Muon with AdamW.
-
-        Norms and biases (parameters of one dimension) are not decayed unless the recipe says so.
-        """
-        recipe = self.recipe
-        groups: dict[tuple[bool, bool], dict[str, Any]] = {}
-        for name, parameter in (model or self.model).named_parameters():
-            if not parameter.requires_grad:
-                continue
-            muon = recipe.muon_learning_rate > 0 and is_hidden_matrix(name, parameter)
-            decays = parameter.dim() > 1 or recipe.decay_all
-            group = {
-                "params": [],
-                "muon": muon,
-                "lr": recipe.muon_learning_rate if muon else recipe.learning_rate,
-                "weight_decay": recipe.weight_decay if decays else 0.0,
-            }
-            groups.setdefault((muon, decays), group)["params"].append(parameter)
-        kind = Muon if recipe.muon_learning_rate else torch.optim.AdamW
-        self.optimizer = kind(list(groups.values()))
-        return self.optimizer
-
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """Cross-entropy on class indices or probabilities; label smoothing in training only."""
-        outputs = model(inputs["pixel_values"], return_dict=True)
-        smoothing = self.recipe.label_smoothing if model.training else 0.0
-        loss = F.cross_entropy(outputs.logits.float(), inputs["labels"], label_smoothing=smoothing)
-        return (loss, {"logits": outputs.logits}) if return_outputs else loss
-
-    @contextmanager
-    def averaged_weights(self) -> Iterator[None]:
-        """Runs its body with the weight average in place of the weights, where there is an average."""
-        if self.average is None:
-            yield
-            return
-        own = {k: v.clone() for k, v in self.model.state_dict().items()}
-        self.model.load_state_dict(self.average.module.state_dict())
-        try:
-            yield
-        finally:
-            self.model.load_state_dict(own)
-
-    def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
-        """Measures top-1 and top-5 on the validation photos, with the average where there is one."""
-        with self.averaged_weights():
-            return super().evaluate(*arguments, **options)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        saved = Path(resume_from_checkpoint) / EMA_FILE
-        if self.average is not None and saved.exists():
-            self.average.load_state_dict(torch.load(saved, weights_only=True, map_location="cpu"))
-
-
-class _UpdateAverage(TrainerCallback):
-    """Keeps the weight average in step with the optimiser and beside every checkpoint."""
-
-    def __init__(self, trainer: _Trainer) -> None:
-        self.trainer = trainer
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.trainer.average.update_parameters(self.trainer.model)  # type: ignore[union-attr]
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        torch.save(self.trainer.average.state_dict(), folder / EMA_FILE)  # type: ignore[union-attr]
-
-
-def _five_best(logits: Any, labels: Any) -> Tensor:
-    logits = logits[0] if isinstance(logits, tuple | list) else logits
-    return logits.topk(min(5, logits.shape[-1]), dim=-1).indices
-
-
-def _top_scores(prediction: EvalPrediction) -> dict[str, float]:
-    hits = np.asarray(prediction.predictions) == np.asarray(prediction.label_ids)[:, None]
-    return {"top1": float(hits[:, 0].mean()), "top5": float(hits.any(axis=1).mean())}
-
-
-def last_complete_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end (`trainer_state.json` is written last)."""
-    found = [p for p in folder.glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
-    return max(found, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
 
 
 def train(
@@ -240,20 +83,44 @@ def train(
 
     Returns:
         The content of `training_log.json`: settings, history, `top1`, `top5`, `count`, seconds.
+
+    Raises:
+        InputError: The data cannot be trained on, the output holds an earlier run, or an option is wrong.
+        NotFoundError: There is no such data, split or model.
+        ImageError: A photo cannot be read; the message names it.
     """
     for package in ("datasets", "accelerate"):
         require(package, "train", "Training")
-    recipe, output, started = recipe or get_recipe(), Path(output), time.time()
+    for name, value, least in (("workers", workers, 0), ("save_steps", save_steps, 1)):
+        if value < least:
+            raise InputError(f"{name} is {value!r}; expected at least {least}.", field=name, found=value)
+    recipe, output, config = recipe or get_recipe(), Path(output), config or {}
     checkpoints = output / "checkpoints"
-    last = last_complete_checkpoint(checkpoints) if resume else None
+    settings_file = checkpoints / "settings.json"
+    settings = {"model": str(model), "from_scratch": from_scratch, "config": config, **asdict(recipe)}
     if not resume and checkpoints.exists() and any(checkpoints.iterdir()):
         raise InputError(
             f"{checkpoints} holds an earlier run; continue it with --resume or choose another output folder.",
             path=checkpoints,
         )
+    last, state = last_complete_checkpoint(checkpoints) if resume else (None, {})
+    if last is not None and settings_file.exists():
+        _check_settings(settings_file, settings)
+    if resume and last is None:
+        warnings.warn(
+            f"{checkpoints} holds no complete checkpoint; training starts at the beginning.",
+            MobileViTHubWarning,
+            stacklevel=2,
+        )
     progress = progress and os.environ.get("LOCAL_RANK", "0") == "0"
     images = open_images(data, "train")
     held_out = open_images(validation or data, "validation")
+    if validation is None and not held_out.is_split:
+        raise InputError(
+            f"{data} has no validation photos; pass --validation DATA, or make two folders in it, train and "
+            "validation.",
+            field="validation",
+        )
     if held_out.label_names != images.label_names:
         raise InputError(
             f"Training and validation photos have different classes: {images.label_names[:3]}… and "
@@ -261,7 +128,7 @@ def train(
             field="validation",
         )
     torch.manual_seed(recipe.seed)
-    network, start_processor = _build(model, from_scratch, images.label_names, recipe, config or {})
+    network, start_processor = _build(model, from_scratch, images.label_names, recipe, config)
     resize, crop = recipe.eval_sizes
     processor = processor_for(resize, crop, start_processor["interpolation"], start_processor["channel_order"])
     network.config.image_size = crop
@@ -270,7 +137,13 @@ def train(
 
     accelerated = torch.cuda.is_available()
     processes = int(os.environ.get("WORLD_SIZE", "1"))  # as `accelerate launch` and `torchrun` set it
-    steps_per_epoch = max(1, len(SizedBatches(len(images), recipe.batch_size, recipe.sizes)) // processes)
+    steps_per_epoch = len(SizedBatches(len(images), recipe.batch_size, recipe.sizes)) // processes
+    if steps_per_epoch == 0:
+        raise InputError(
+            f"{len(images)} training photos are fewer than one batch of {recipe.batch_size} for each of {processes} "
+            "processes; choose a smaller batch size.",
+            field="batch_size",
+        )
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
         num_train_epochs=len(recipe.sizes),
@@ -296,32 +169,36 @@ def train(
         ddp_find_unused_parameters=False,
         report_to=[],
     )
-    trainer = _Trainer(
+    trainer = RecipeTrainer(
         recipe,
         len(images.label_names),
+        seconds_before=(state.get("log_history") or [{}])[-1].get("seconds", 0),
         model=network,
         args=arguments,
         train_dataset=TrainingImages(
             images, recipe, start_processor["channel_order"], start_processor["interpolation"]
         ),
         eval_dataset=EvaluationImages(held_out, processor),
-        compute_metrics=_top_scores,
-        preprocess_logits_for_metrics=_five_best,
+        compute_metrics=top_scores,
+        preprocess_logits_for_metrics=five_best,
     )
+    # Not earlier: by now every process of a distributed run has looked into the folder.
+    if trainer.is_world_process_zero() and last is None:
+        write_json(settings_file, settings)
     trainer.train(resume_from_checkpoint=str(last) if last else None)
     scores = trainer.evaluate()
     log = {
-        "model": model,
+        "model": Path(model).resolve().name if Path(model).is_dir() else model,
         "from_scratch": from_scratch,
-        "data": Path(str(data)).name,
+        "data": Path(data).resolve().name if Path(data).exists() else str(data),
         "count": len(held_out),
         "train_count": len(images),
         "top1": scores["eval_top1"],
         "top5": scores["eval_top5"],
         "recipe": asdict(recipe),
-        "config": config or {},
+        "config": config,
         "command": command,
-        "seconds": round(time.time() - started),
+        "seconds": trainer.seconds,
         "steps": trainer.state.global_step,
         "machine": _machine(accelerated, processes),
         "history": trainer.state.log_history,
