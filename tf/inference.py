@@ -19,13 +19,16 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy as np
-import tensorflow as tf
 
-from mobilevit_hub.errors import InputError, MissingDependencyError
+from mobilevit_hub.errors import InputError, MissingDependencyError, require
 
-from .layers import ConvNormAct, fold_patches, patch_multiple, resize, unfold_patches
+from .layers import ConvNormAct, check_pixel_values, fold_patches, patch_multiple, resize, unfold_patches
 from .mobilevit import MobileViTBlock, TFMobileViTForImageClassification
 from .mobilevitv2 import MobileViTV2Block, TFMobileViTV2ForImageClassification
+from .pretrained import image_input
+
+require("tensorflow", "tf", "fuse()")
+import tensorflow as tf  # noqa: E402
 
 Function = Callable[[tf.Tensor], tf.Tensor]
 MAX_GRAPHS = 16
@@ -58,7 +61,7 @@ class Linear(NamedTuple):
 
 
 def _array(variable: Any) -> np.ndarray:
-    return keras.ops.convert_to_numpy(variable).astype(np.float64)
+    return variable.numpy().astype(np.float64)
 
 
 def _constant(array: np.ndarray) -> tf.Tensor:
@@ -78,7 +81,9 @@ def folded_convolution(layer: ConvNormAct) -> tuple[np.ndarray, np.ndarray]:
     """Kernel and bias, in float64 and Keras' layout, of a convolution and its BatchNorm together."""
     kernel = _array(layer.convolution.kernel)
     depthwise = isinstance(layer.convolution, keras.layers.DepthwiseConv2D)
-    bias = _array(layer.convolution.bias) if layer.convolution.use_bias else np.zeros(kernel.shape[2 if depthwise else 3])
+    bias = (
+        _array(layer.convolution.bias) if layer.convolution.use_bias else np.zeros(kernel.shape[2 if depthwise else 3])
+    )
     if layer.normalization is not None:
         norm = layer.normalization
         scale = _array(norm.gamma) / np.sqrt(_array(norm.moving_variance) + norm.epsilon)
@@ -185,7 +190,10 @@ def version_1_block(block: MobileViTBlock) -> Function:
     conv_1x1 = as_linear(block.conv_1x1).without_mean()
     layers = [residual(part(layer)) for layer in block.transformer.layer for part in (attention, feed_forward)]
     transformer = _chain([*layers, standardisation(block.layernorm, centred=True)])
-    projection, activation = as_linear(block.conv_projection).after(block.layernorm), activation_of(block.conv_projection)
+    projection, activation = (
+        as_linear(block.conv_projection).after(block.layernorm),
+        activation_of(block.conv_projection),
+    )
     fusion = convolution(block.fusion) if block.fusion is not None else None
     patch, width = block.patch_size, block.width
 
@@ -291,20 +299,20 @@ class FusedModel:
     """A classifier for inference, made by `fuse`. Its weights are constants; safe to call from several threads.
 
     Call it with `pixel_values` `(B, H, W, C)`, floats in [0, 1] in the channel order of the checkpoint,
-    and get logits `(B, num_labels)` as a tensor. Any size from 32 pixels works; the first image of a size
-    waits for its graph (seconds), and the last 16 sizes are kept.
+    and get logits `(B, num_labels)` as a tensor. It takes the image sizes that its model takes; the first
+    image of a size waits for its graph (seconds), and the graphs of the last 16 sizes are kept.
 
     Attributes:
         config: The config of the model that it was made from.
     """
 
     def __init__(self, model: Any) -> None:
-        backbone, classifier = model.parts.values()
-        layers = [
-            stage(layer) if name.startswith("encoder") else convolution(layer) for name, layer in backbone.parts.items()
-        ]
-        features, head = _chain(layers), as_linear(classifier)
-        self.config = model.config
+        backbone, *classifier = model.parts.values()
+        features = _chain(
+            [stage(layer) if name.startswith("encoder") else convolution(layer) for name, layer in backbone.parts.items()]
+        )
+        head = _chain([as_linear(layer) for layer in classifier])
+        self.config, self._input_shape = model.config, model.input_shape
         self._network = lambda pixels: head(tf.reduce_mean(features(pixels), (1, 2)))
         self._graph = functools.lru_cache(MAX_GRAPHS)(self._trace)
 
@@ -312,21 +320,17 @@ class FusedModel:
         """Logits of a batch, computed at once.
 
         Raises:
-            InputError: `pixel_values` is not `(B, H, W, C)` with the network's channels, or under 32 pixels.
+            InputError: `pixel_values` is not a batch of floating point images that the model takes.
         """
-        pixels = tf.convert_to_tensor(pixel_values, tf.float32)
-        shape, channels = tuple(pixels.shape), self.config.num_channels
-        if len(shape) != 4 or shape[3] != channels or min(shape[1:3]) < 32:
-            raise InputError(
-                f"pixel_values has shape {shape}; expected (B, H, W, {channels}) with at least 32 pixels per side.",
-                field="pixel_values",
-            )
-        return self._graph(*shape[1:3])(pixels)
+        check_pixel_values(pixel_values, self._input_shape)
+        height, width = pixel_values.shape[1:3]
+        return self._graph(height, width)(tf.cast(pixel_values, tf.float32))
 
     def predict(self, pixel_values: Any, batch_size: int = 32) -> np.ndarray:
         """Logits `(B, num_labels)` as an array; more images than `batch_size` are computed in turns."""
-        chunks = range(0, max(len(pixel_values), 1), batch_size)
-        return np.concatenate([self(pixel_values[start : start + batch_size]).numpy() for start in chunks])
+        check_pixel_values(pixel_values, self._input_shape)
+        starts = range(0, len(pixel_values), batch_size)
+        return np.concatenate([self(pixel_values[start : start + batch_size]).numpy() for start in starts])
 
     def _trace(self, height: int, width: int) -> Any:
         """The graph of one image size, for any number of images."""
@@ -345,7 +349,7 @@ def fuse(model: Any, image_size: int | tuple[int, int] | None = None) -> FusedMo
         image_size: Side, or height and width, whose graph to make now. Default: each at its first image.
 
     Raises:
-        InputError: It is another model, or `image_size` is below 32 pixels.
+        InputError: It is another model, or one that does not take `image_size`.
         MissingDependencyError: Keras runs on another backend than TensorFlow.
     """
     if keras.backend.backend() != "tensorflow":
@@ -364,6 +368,5 @@ def fuse(model: Any, image_size: int | tuple[int, int] | None = None) -> FusedMo
         )
     fused = FusedModel(model)
     if image_size is not None:
-        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-        fused(np.zeros((1, height, width, model.config.num_channels), np.float32))
+        fused(np.zeros((1, *image_input(model.config, image_size).shape[1:]), np.float32))
     return fused

@@ -174,7 +174,14 @@ class InvertedResidual(Block):
     """
 
     def __init__(
-        self, config: Any, in_channels: int, out_channels: int, *, stride: int = 1, dilation: int = 1, name: str | None = None
+        self,
+        config: Any,
+        in_channels: int,
+        out_channels: int,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        name: str | None = None,
     ) -> None:
         super().__init__(name=name)
         hidden = make_divisible(round(in_channels * config.expand_ratio), 8)
@@ -296,8 +303,7 @@ def check_pixel_values(pixel_values: Any, expected: tuple[int | None, ...]) -> N
     """
     if not hasattr(pixel_values, "shape") or not hasattr(pixel_values, "dtype"):
         raise InputError(
-            f"pixel_values is {type(pixel_values).__name__}; expected a float array of shape "
-            f"(B, H, W, {expected[3]}).",
+            f"pixel_values is {type(pixel_values).__name__}; expected a float array of shape (B, H, W, {expected[3]}).",
             field="pixel_values",
         )
     if getattr(pixel_values.shape, "rank", 4) is None:

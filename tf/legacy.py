@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,9 @@ import h5py
 import numpy as np
 
 from mobilevit_hub import checkpoints, hub
-from mobilevit_hub.checkpoints import HEADS, Checkpoint
+from mobilevit_hub.checkpoints import Checkpoint
 from mobilevit_hub.errors import CheckpointError, MissingDependencyError, NotFoundError, SourceError
-from mobilevit_hub.json_files import read_json
-from mobilevit_hub.presets import find_preset
+from mobilevit_hub.names import HEADS
 from mobilevit_hub.tensors import MAX_TENSORS, check_values
 
 FILE = "tf_model.h5"
@@ -25,7 +25,7 @@ _ENDINGS = {
 }  # fmt: skip
 
 
-def open_checkpoint(name: str, **places: Any) -> tuple[Checkpoint, Any, dict[str, np.ndarray], Path]:
+def open_checkpoint(name: str, **places: Any) -> tuple[Checkpoint, Any, dict[str, np.ndarray]]:
     """Opens a checkpoint as `checkpoints.open_checkpoint` does, or through its `tf_model.h5`.
 
     The old file is taken where there is no `model.safetensors`, and where there is only a
@@ -36,32 +36,29 @@ def open_checkpoint(name: str, **places: Any) -> tuple[Checkpoint, Any, dict[str
         places: Options of `checkpoints.find_checkpoint`.
 
     Returns:
-        The checkpoint, its config, its tensors by our names, and the file that they came from.
+        The checkpoint, its config, and its tensors by our names.
     """
     try:
-        checkpoint, config, tensors = checkpoints.open_checkpoint(name, **places)
-        return checkpoint, config, tensors, checkpoint.weights_file
+        return checkpoints.open_checkpoint(name, **places)
     except (NotFoundError, MissingDependencyError):
-        weights_file = _find(name, places)
+        checkpoint = checkpoints.find_checkpoint(name, **places)
+        weights_file = _old_file_of(checkpoint, places)
         if weights_file is None:
             raise
-    config_file = weights_file.with_name(hub.CONFIG_FILE)
-    preset = None if "/" in name else find_preset(name)
-    checkpoint = Checkpoint(name, read_json(config_file), config_file, None, weights_file, preset)
+    checkpoint = replace(checkpoint, find_weights=lambda: weights_file)
     tensors = read_h5(weights_file)
     check_values(tensors, weights_file)
-    return checkpoint, checkpoints.load_config(checkpoint), tensors, weights_file
+    return checkpoint, checkpoints.load_config(checkpoint), tensors
 
 
-def _find(name: str, places: dict[str, Any]) -> Path | None:
-    """The old file of a folder or repository, beside its config; None where there is none."""
-    preset = None if "/" in name else find_preset(name)
-    folder = Path(name).expanduser()
-    with suppress(SourceError, OSError):
-        if preset is None and folder.is_dir():
-            return folder / FILE if (folder / FILE).is_file() else None
-        repo_id = preset.hub_id if preset else name
-        if repo_id and hub.looks_like_hub_id(repo_id):
+def _old_file_of(checkpoint: Checkpoint, places: dict[str, Any]) -> Path | None:
+    """The old file beside a checkpoint's config; None where there is none."""
+    beside = checkpoint.config_file.with_name(FILE)
+    if beside.is_file():
+        return beside
+    repo_id = checkpoint.preset.hub_id if checkpoint.preset else checkpoint.name
+    if not Path(checkpoint.name).is_dir() and repo_id and hub.looks_like_hub_id(repo_id):
+        with suppress(SourceError):
             return hub.fetch(repo_id, FILE, places)
     return None
 

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from mobilevit_hub.checkpoints import HEADS, fit_tensors, load_config, save_checkpoint
+from mobilevit_hub.checkpoints import load_config, save_checkpoint
 from mobilevit_hub.configuration import STAGE_NAMES, check_labels, config_from_dict
 from mobilevit_hub.errors import ConfigError, InputError, MobileViTHubWarning
+from mobilevit_hub.names import HEADS, fit_tensors
 
 from .layers import check_pixel_values, children_of
 from .legacy import open_checkpoint
@@ -298,7 +299,7 @@ class HubModel(keras.Model):
         Raises:
             SourceError, ConfigError, CheckpointError: See `checkpoints.open_checkpoint` and `fit_tensors`.
         """
-        checkpoint, own, tensors, weights_file = open_checkpoint(
+        checkpoint, own, tensors = open_checkpoint(
             os.fspath(name), revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
         )
         if num_labels is not None and id2label is None and num_labels != own.num_labels:
@@ -326,7 +327,7 @@ class HubModel(keras.Model):
         tensors, report = fit_tensors(
             tensors,
             {weight.name: weight.shape for weight in weights.values()},
-            path=weights_file,
+            path=checkpoint.weights_file,
             model_name=cls.__name__,
             prefix=cls.base_model_prefix,
             new_head=new_head,

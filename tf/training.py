@@ -5,6 +5,8 @@ from __future__ import annotations
 import platform
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -156,7 +158,15 @@ def train(
         )
     held_out_photos = image_dataset(held_out, processor, split="validation", batch_size=recipe.batch_size)
     for epoch in range(state["epoch"], len(recipe.sizes)):
-        photos = image_dataset(images, processor, recipe=recipe, batch_size=recipe.batch_size, epoch=epoch, one_hot=True)
+        photos = image_dataset(
+            images,
+            processor,
+            recipe=recipe,
+            batch_size=recipe.batch_size,
+            image_size=recipe.sizes[epoch],
+            epoch=epoch,
+            one_hot=True,
+        )
         fitted = network.fit(photos, initial_epoch=epoch, epochs=epoch + 1, verbose=1 if progress else 0)
         record = {"epoch": epoch + 1, "loss": float(fitted.history["loss"][0])}
         with _averaged_weights(network):
@@ -191,3 +201,56 @@ def train(
     write_json(output / "training_log.json", log)
     draw_learning_curve(log["history"], output / "learning_curve.png")
     return log
+
+
+def evaluate(model: keras.Model, photos: Any) -> dict[str, float]:
+    """Top-1 and top-5 of a classifier, as fractions.
+
+    Args:
+        model: Maps `pixel_values` to logits.
+        photos: A dataset of `image_dataset` with class numbers as labels.
+    """
+    hits1, hits5, count = 0, 0, 0
+    for pixel_values, labels in photos:
+        logits = keras.ops.convert_to_numpy(model.predict_on_batch(pixel_values))
+        best = np.argsort(-logits, axis=-1)[:, :5]
+        right = best == np.asarray(labels)[:, None]
+        hits1, hits5, count = hits1 + int(right[:, 0].sum()), hits5 + int(right.any(axis=1).sum()), count + len(best)
+    return {"top1": hits1 / count, "top5": hits5 / count}
+
+
+@contextmanager
+def _averaged_weights(model: keras.Model) -> Iterator[None]:
+    """Runs its body with the optimiser's weight average in place of the weights, where there is one."""
+    if not model.optimizer.use_ema:
+        yield
+        return
+    variables = model.trainable_variables
+    own = [keras.ops.convert_to_numpy(v) for v in variables]
+    model.optimizer.finalize_variable_values(variables)
+    try:
+        yield
+    finally:
+        for variable, value in zip(variables, own, strict=True):
+            variable.assign(value)
+
+
+def _build(
+    model: str, from_scratch: bool, label_names: list[str], recipe: Recipe, changes: dict[str, Any]
+) -> tuple[Any, dict[str, str]]:
+    """The network to train, and interpolation and channel order of its images."""
+    labels = dict(enumerate(label_names))
+    if recipe.dropout >= 0:
+        changes = {"hidden_dropout_prob": recipe.dropout, "classifier_dropout_prob": recipe.dropout, **changes}
+    if from_scratch:
+        preset = get_preset(model)
+        config = CONFIG_CLASSES[preset.model_type].from_preset(model, id2label=labels, **changes)  # type: ignore[attr-defined]
+        network = runtimes.model_class(config.model_type, "tf")(config)
+        # A network from scratch takes photos as they are: nothing to inherit from OpenCV's BGR.
+        look = {"interpolation": preset.interpolation, "channel_order": "rgb"}
+    else:
+        network = runtimes.from_pretrained(model, framework="tf", id2label=labels, **changes)
+        processor = runtimes.image_processor(model)
+        look = {"interpolation": processor.interpolation, "channel_order": processor.channel_order}
+    network.backbone.trainable = not recipe.freeze_backbone
+    return network, look

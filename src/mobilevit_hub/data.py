@@ -16,6 +16,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from .errors import ImageError, InputError, NotFoundError, require
 from .images import image_files, load_image
+from .recipes import Recipe
 
 SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "val", "test")}
 CACHE_BYTES = 4 * 1024**3
@@ -80,6 +81,11 @@ class LabelledImages:
         except ImageError as error:
             error.message = f"{self.name}: photo {index}: {error.message}"
             raise
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the decoded photos are kept."""
+        return self._decoded is not None
 
     def keep_in_memory(self, progress: bool = True) -> bool:
         """Decodes all photos once when they fit into 4 GiB, so that training never waits for decoding.
@@ -242,6 +248,34 @@ def rand_augment(image: Image.Image, rng: random.Random, operations: int = 2, ma
     for name in rng.choices(list(RAND_AUGMENT), k=operations):
         image = RAND_AUGMENT[name](image, rng.choice((-1, 1)) * magnitude / 30)
     return image
+
+
+def training_photo(
+    images: LabelledImages, key: tuple[int, int, int], recipe: Recipe, channel_order: str, interpolation: str
+) -> tuple[np.ndarray, int]:
+    """One training photo with the recipe's random transforms, and its label.
+
+    Args:
+        images: The photos.
+        key: `(image size, index, seed)`, as `SizedBatches` yields it.
+        recipe: Crop, flip and RandAugment.
+        channel_order: `"rgb"` or `"bgr"`, what the network takes.
+        interpolation: `"bilinear"` or `"bicubic"`.
+
+    Returns:
+        `(size, size, 3)` bytes, and the class index.
+    """
+    size, index, seed = key
+    rng = random.Random(seed)  # noqa: S311 - augmentation, not secrets
+    photo = random_resized_crop(images[index], size, rng, (recipe.crop_area, 1.0), interpolation=interpolation)
+    if recipe.rand_augment:
+        photo = rand_augment(photo, rng, recipe.rand_augment)
+    pixels = np.asarray(photo)
+    if recipe.flip and rng.random() < 0.5:
+        pixels = pixels[:, ::-1]
+    if channel_order == "bgr":
+        pixels = pixels[:, :, ::-1]
+    return pixels, int(images.labels[index])
 
 
 def mix_batch(
