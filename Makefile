@@ -39,8 +39,10 @@ check: .venv/.test .types
 	$(INSTALL) -e ".[torch]" matplotlib
 	touch $@
 
+# timm without its dependencies: its torchvision would bring another build of torch, and the tests do without it.
 .venv/.test: .venv/.torch $(REQUIREMENTS)
 	$(INSTALL) -e ".[train,eval,dev]"
+	$(INSTALL) --no-deps timm
 	touch $@
 
 # The package as one folder of links, as it is when installed: type checkers cannot follow the import hook by which

@@ -1,11 +1,13 @@
 """The command: what it prints where, how it ends, and what it never does."""
 
+import hashlib
 import io
 import json
 import os
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +87,9 @@ HEAVY = ("torch", "transformers", "tensorflow", "datasets", "evaluate", "matplot
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["predict", "--help"], ["list"],
-                                       ["info", "mobilevit-s"], ["info", "mobilvit-s"]])  # fmt: skip
+                                       ["info", "mobilevit-s"], ["info", "mobilvit-s"],
+                                       ["predict", "x.jpg", "--model", "mobilvit-s"],
+                                       ["train", "x", "--output", "o", "--model", "mobilvit-s"]])  # fmt: skip
 def test_answers_without_a_framework(arguments):
     code = (
         "import sys\nfrom mobilevit_hub.cli import main\n"
@@ -138,9 +142,10 @@ def test_wrong_usage_ends_with_2(capsys, arguments):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--epochs", "0"], "'epochs' is 0; expected a whole number from 1"),
+        (["--epochs", "0"], "epochs is 0; expected an integer from 1 to 10000"),
         (["--size-schedule", "64x8"], "Size schedule '64x8'"),
-        (["--learning-rate", "nan"], "'learning_rate' is nan"),
+        (["--size-schedule", "64:8", "--epochs", "3"], "size_schedule is '64:8' and epochs is 3; give one of the two"),
+        (["--learning-rate", "nan"], "learning_rate is nan"),
         (["--save-steps", "0"], "save_steps is 0; expected at least 1"),
     ],
 )
@@ -266,6 +271,40 @@ def test_info_says_where_record_and_files_differ(capsys, monkeypatch, tmp_path, 
         f"channel_order: the file says rgb, our record bgr; {order} is used",
     ]
     assert "channel_order: the file says rgb, our record bgr" in text
+    assert ("note" in record) == ("/" in name)
+
+
+@pytest.mark.parametrize(
+    ("name", "alias", "file"),
+    [
+        ("apple/mobilevit-xx-small", "mobilevit-xxs", "preprocessor_config.json"),
+        ("timm/mobilevit_s.cvnets_in1k", "mobilevit-s", "config.json"),
+    ],
+)
+def test_info_of_a_known_hub_id_says_whose_preprocessing_is_used(capsys, name, alias, file):
+    note = (
+        f"loading {name!r} prepares images as the repository's own {file} says; loading {alias!r}, as this record says"
+    )
+    record = json.loads(run(capsys, "info", name, "--json")[1])
+    assert (record["note"], record["name"]) == (note, alias)
+    assert next(line for line in run(capsys, "info", name)[1].splitlines() if line.startswith("note ")).endswith(note)
+    assert "note" not in json.loads(run(capsys, "info", alias, "--json")[1])
+
+
+def test_info_fetches_the_weights_of_an_unknown_hub_id_on_request_only(capsys, monkeypatch, tmp_path, published):
+    with HubServer() as hub:
+        hub.add("someone/else", published)
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        code, out, _ = run(capsys, "info", "someone/else", "--json", "--cache-dir", tmp_path)
+        files = json.loads(out)["files"]
+        assert (code, files["size"], files["labels"]) == (0, {"shortest_edge": 300}, 1000)
+        assert not {"weights", "sha256"} & set(files)
+        assert not list(tmp_path.glob("**/model.safetensors"))
+        out = run(capsys, "info", "someone/else", "--download", "--json", "--cache-dir", tmp_path)[1]
+    assert json.loads(out)["files"]["sha256"] == hashlib.sha256(published["model.safetensors"]).hexdigest()
 
 
 # --- predict -------------------------------------------------------------------------------------------------------
@@ -317,6 +356,17 @@ def test_broken_file_is_reported_and_skipped(capsys, model, pictures, broken):
     assert first.startswith("mobilevit-hub: error: ") and "broken.jpg" in first and "cut short or damaged" in first
     assert "missing.jpg: no such file" in second
     assert summary == "mobilevit-hub: 2 of 3 images failed"
+
+
+def test_a_format_without_its_plugin_does_not_stop_the_others(capsys, model, pictures, tmp_path):
+    if find_spec("pillow_heif") is not None:
+        pytest.skip("with pillow-heif installed the file is an ordinary broken picture")
+    heic = tmp_path / "photo.heic"
+    heic.write_bytes(b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic" + bytes(100))
+    code, out, err = run(capsys, "predict", heic, pictures, "--model", model, "--json")
+    results = json.loads(out)
+    assert code == 1 and "mobilevit_hub[heif]" in results[0]["error"] and "mobilevit_hub[heif]" in err
+    assert all("predictions" in result for result in results[1:]) and len(results) > 1
 
 
 def test_strict_stops_at_the_first_broken_file(capsys, model, pictures, broken):
@@ -447,8 +497,8 @@ def test_train_prints_one_line_and_shows_progress_on_stderr(capsys, shapes, tmp_
     [
         (["missing/photos/here", "--output", "o"], "no such file or folder"),
         (["{shapes}", "--output", "o", "--model", "mobilevit-xxss"], "Did you mean"),
-        (["{shapes}", "--output", "o", "--from-scratch", "--batch-size", "16", "--epochs", "1", "--model", "x/y"],
-         "Unknown checkpoint"),
+        (["{shapes}", "--output", "o", "--from-scratch", "--batch-size", "16", "--epochs", "1", "--model", "./x"],
+         "There is no folder './x'"),
     ],
 )  # fmt: skip
 def test_job_that_cannot_start_ends_with_1(capsys, shapes, tmp_path, monkeypatch, arguments, words):

@@ -11,7 +11,15 @@ from datasets import Image as ImageFeature
 from pictures import encode, noise, smooth
 from PIL import Image, ImageOps
 
-from mobilevit_hub.data import RAND_AUGMENT, SizedBatches, mix_batch, open_images, rand_augment, random_resized_crop
+from mobilevit_hub.data import (
+    RAND_AUGMENT,
+    SizedBatches,
+    mix_batch,
+    open_images,
+    rand_augment,
+    random_erase,
+    random_resized_crop,
+)
 from mobilevit_hub.errors import ImageError, InputError, NotFoundError
 
 CLASSES = ("zebra", "apple", "test tube")
@@ -331,6 +339,36 @@ def test_rand_augment_applies_one_operation_of_its_magnitude(magnitude):
     found = {rand_augment(image, dice(seed), 1, magnitude).tobytes() for seed in range(200)}
     assert found <= possible
     assert len(found) > 0.8 * len(possible)
+
+
+# --- RandomErase ---------------------------------------------------------------------------------------------------
+
+
+def test_random_erase_blackens_one_rectangle_of_the_published_shapes():
+    pixels = np.random.default_rng(0).integers(1, 256, (100, 160, 3), dtype=np.uint8)
+    before, shares, ratios, corners = pixels.copy(), [], [], set()
+    for seed in range(400):
+        erased = random_erase(pixels, dice(seed))
+        gone = (erased == 0).any(axis=2)
+        rows, columns = np.flatnonzero(gone.any(axis=1)), np.flatnonzero(gone.any(axis=0))
+        box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+        expected = before.copy()
+        expected[box] = 0
+        assert np.array_equal(erased, expected)
+        shares.append(gone.mean())
+        ratios.append(len(rows) / len(columns))
+        corners.add((rows[0], columns[0]))
+    assert np.array_equal(pixels, before)  # photos in memory must not be changed
+    assert 0.018 < min(shares) < 0.03 and 0.3 < max(shares) < 0.335
+    assert 0.27 < min(ratios) < 0.35 and 2.6 < max(ratios) < 3.6
+    assert np.median(np.log(ratios)) == pytest.approx(0, abs=0.25)  # log-uniform; uniform would give 0.59
+    assert len(corners) > 300
+
+
+def test_random_erase_depends_on_the_generator_only_and_takes_any_photo():
+    pixels = noise()
+    assert np.array_equal(random_erase(pixels, dice(3)), random_erase(pixels, dice(3)))
+    assert random_erase(np.ones((1, 1, 3), np.uint8), dice(0)).all()  # nothing smaller than the photo fits
 
 
 # --- MixUp and CutMix ----------------------------------------------------------------------------------------------

@@ -510,7 +510,7 @@ def kill_often(folder, kills, seed):
 
 
 def test_killed_at_random_moments_a_save_leaves_old_or_new_or_a_clear_error(tmp_path):
-    assert kill_often(tmp_path / "out", 40, seed=1)[2] >= 3  # those that were not killed
+    assert kill_often(tmp_path / "out", 25, seed=1)[2] >= 3  # those that were not killed
 
 
 @pytest.mark.slow

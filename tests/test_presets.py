@@ -13,7 +13,15 @@ import pytest
 
 from mobilevit_hub.configuration import CONFIG_CLASSES, MobileViTConfig, MobileViTV2Config
 from mobilevit_hub.errors import ConfigError, InputError, NotFoundError
-from mobilevit_hub.presets import TASKS, find_preset, get_preset, imagenet_labels, imagenet_wnids, list_presets
+from mobilevit_hub.presets import (
+    TASKS,
+    check_name,
+    find_preset,
+    get_preset,
+    imagenet_labels,
+    imagenet_wnids,
+    list_presets,
+)
 
 # Parameters, MACs at 256 and at 384 pixels.
 COUNTS = {
@@ -335,6 +343,21 @@ def test_unknown_name_suggests_the_nearest(name, nearest):
     assert ("Did you mean" in message) is bool(nearest)
     assert sorted(caught.value.expected) == sorted(nearest)
     assert all(repr(suggestion) in message for suggestion in nearest)
+
+
+@pytest.mark.parametrize("name", ["mobilvit-s", "no model", "x" * 5000, "a\0b"])
+def test_names_that_cannot_be_opened_are_refused_early(name):
+    with pytest.raises(NotFoundError, match="Unknown checkpoint"):
+        check_name(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["mobilevit-s", "MobileViT_S", "here", "other/model", "./nothing", "~nobody", "..", "a\\b"]
+)
+def test_names_that_may_be_opened_pass(name, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    check_name(name)
 
 
 def test_unknown_task_is_refused():

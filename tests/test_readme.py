@@ -33,6 +33,11 @@ def test_a_command_of_the_readme_parses(command):
     assert callable(arguments.run)
 
 
+def test_every_linked_file_exists():
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
+    assert links and [link for link in links if not (ROOT / link).is_file()] == []
+
+
 def test_every_make_target_of_the_readme_exists():
     makefile = (ROOT / "Makefile").read_text("utf-8")
     targets = re.findall(r"^\$ make (\S+)", README, re.MULTILINE)

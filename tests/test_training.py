@@ -22,7 +22,7 @@ from mobilevit_hub.data import open_images
 from mobilevit_hub.errors import ImageError, InputError, MobileViTHubWarning, NotFoundError
 from mobilevit_hub.image_processing import processor_for
 from mobilevit_hub.pt.trainer import RecipeTrainer, TrainingImages
-from mobilevit_hub.pt.training import last_complete_checkpoint, train
+from mobilevit_hub.pt.training import _build, last_complete_checkpoint, train
 from mobilevit_hub.recipes import get_recipe
 
 pytestmark = pytest.mark.torch
@@ -30,20 +30,28 @@ pytestmark = pytest.mark.torch
 SMALL = {"epochs": 4, "batch_size": 16, "image_size": 32, "learning_rate": 4e-3, "warmup_epochs": 1.0}
 
 
+def small(changes):
+    """Fields of a quick recipe; a size schedule stands in the place of what it replaces."""
+    replaced = ("epochs", "image_size") if "size_schedule" in changes else ()
+    return {name: value for name, value in {**SMALL, **changes}.items() if name not in replaced}
+
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     return save_shapes(tmp_path_factory.mktemp("shapes"))
 
 
-def run(photos, output, *, model="mobilevit-xxs", save_steps=500, resume=False, from_scratch=True, **changes):
+def run(photos, output, *, model="mobilevit-xxs", save_steps=500, resume=False, from_scratch=True, validation=None,
+        **changes):  # fmt: skip
     config = TINY[1] if from_scratch and model == "mobilevit-xxs" else {}
     return train(
         photos,
         output,
         model=model,
         from_scratch=from_scratch,
-        recipe=get_recipe(**{**SMALL, **changes}),
+        recipe=get_recipe(**small(changes)),
         config=config,
+        validation=validation,
         resume=resume,
         save_steps=save_steps,
         progress=False,
@@ -352,9 +360,61 @@ def test_fine_tuning_starts_from_the_weights(photos, trained, tmp_path):
     assert log["top1"] >= 0.9
 
 
+# --- the network that is built -------------------------------------------------------------------------------------
+
+
+def build(model, from_scratch=True, **changes):
+    return _build(str(model), from_scratch, list(CLASSES), get_recipe(**changes), {})
+
+
+@pytest.mark.parametrize(("model", "before_classifier"), [("mobilevit-xxs", 0.3), ("mobilevitv2-0.5", None)])
+def test_dropout_is_set_where_the_version_has_it(model, before_classifier):
+    config, default = (build(model, dropout=dropout)[0].config for dropout in (0.3, -1))
+    assert config.hidden_dropout_prob == 0.3 != default.hidden_dropout_prob
+    expected = default.classifier_dropout_prob if before_classifier is None else before_classifier
+    assert config.classifier_dropout_prob == expected
+
+
+@pytest.mark.parametrize(("version", "interpolation"), [(1, "bilinear"), (2, "bicubic")])
+def test_from_scratch_builds_like_a_folder(tmp_path, version, interpolation):
+    tiny(version, num_labels=5).float().save_pretrained(tmp_path / "like")
+    network, look = build(tmp_path / "like")
+    own, like = network.state_dict(), weights(tmp_path / "like")
+    assert {k: v.shape for k, v in own.items() if "classifier" not in k} == {
+        k: v.shape for k, v in like.items() if "classifier" not in k
+    }
+    assert network.config.id2label == dict(enumerate(CLASSES))
+    assert look == {"interpolation": interpolation, "channel_order": "rgb"}
+    name = next(k for k, v in like.items() if v.dim() == 4)
+    assert not torch.equal(own[name], like[name])
+
+
+@pytest.mark.parametrize("from_scratch", [True, False])
+@pytest.mark.parametrize(
+    ("model", "task"),
+    [("deeplabv3-mobilevit-s-voc", "semantic-segmentation"), ("ssdlite-mobilevit-s", "object-detection")],
+)
+def test_presets_of_other_tasks_are_refused(model, task, from_scratch):
+    with pytest.raises(InputError, match=f"{model!r} is for {task}; expected the name of a classifier"):
+        build(model, from_scratch)
+
+
+def test_erased_rectangles_are_in_the_training_photos(photos):
+    images = open_images(photos)
+    whole, erased = (
+        [TrainingImages(images, get_recipe(random_erase=p, flip=False, crop_area=1.0), "rgb", "bilinear")[32, 0, seed][0]
+         for seed in range(60)] for p in (0.0, 0.5)
+    )  # fmt: skip
+    differ = [i for i in range(60) if not np.array_equal(whole[i], erased[i])]
+    assert 18 < len(differ) < 42
+    for i in differ:
+        changed = (whole[i] != erased[i]).any(axis=2)
+        assert not erased[i][changed].any()
+
+
 # --- interruptions -------------------------------------------------------------------------------------------------
 
-EVERYTHING = {"ema_momentum": 0.1, "dropout": 0.1, "mixup": 0.2, "cutmix": 1.0, "rand_augment": 2,
+EVERYTHING = {"ema_momentum": 0.1, "dropout": 0.1, "mixup": 0.2, "cutmix": 1.0, "rand_augment": 2, "random_erase": 0.25,
               "muon_learning_rate": 0.01, "size_schedule": "32:1,48:3"}  # fmt: skip
 
 KILLED_RUN = """
@@ -388,7 +448,7 @@ def killed(photos, tmp_path_factory):
     output = tmp_path_factory.mktemp("killed") / "model"
     options = {
         "data": str(photos), "output": str(output), "model": "mobilevit-xxs", "from_scratch": True, "config": TINY[1],
-        "save_steps": 4, "progress": False, "recipe": {**SMALL, **EVERYTHING},
+        "save_steps": 4, "progress": False, "recipe": small(EVERYTHING),
     }  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.run(
@@ -412,6 +472,10 @@ def test_killed_run_resumes_to_exactly_the_same_weights(photos, killed, uninterr
         run(photos, killed, save_steps=4, **EVERYTHING)
     with pytest.raises(InputError, match=r"was started with learning_rate=0\.004; resume it with the same options"):
         run(photos, killed, resume=True, **{**EVERYTHING, "learning_rate": 0.1})
+    with pytest.raises(InputError, match=f"was started with data={str(photos)!r}; resume"):
+        run(photos / "train", killed, resume=True, **EVERYTHING)
+    with pytest.raises(InputError, match="was started with validation=None; resume"):
+        run(photos, killed, resume=True, validation=photos, **EVERYTHING)
 
     log = run(photos, killed, save_steps=4, resume=True, **EVERYTHING)
     assert log["steps"] == uninterrupted[1]["steps"] == 12

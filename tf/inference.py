@@ -309,7 +309,10 @@ class FusedModel:
     def __init__(self, model: Any) -> None:
         backbone, *classifier = model.parts.values()
         features = _chain(
-            [stage(layer) if name.startswith("encoder") else convolution(layer) for name, layer in backbone.parts.items()]
+            [
+                stage(layer) if name.startswith("encoder") else convolution(layer)
+                for name, layer in backbone.parts.items()
+            ]
         )
         head = _chain([as_linear(layer) for layer in classifier])
         self.config, self._input_shape = model.config, model.input_shape

@@ -229,6 +229,11 @@ class InvertedResidualStage(Block):
         return features
 
 
+def softmax(scores: Any, axis: int) -> Any:
+    """Softmax over the patches. Small images have one only, of which Keras' own would warn at every call."""
+    return ops.exp(scores - scores) if scores.shape[axis] == 1 else ops.softmax(scores, axis=axis)
+
+
 def unfold_patches(features: Any, patch_size: int) -> Any:
     """Groups the pixels that stand at the same place of their patches.
 

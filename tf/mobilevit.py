@@ -23,6 +23,7 @@ from .layers import (
     fold_patches,
     patch_multiple,
     resize,
+    softmax,
     unfold_patches,
 )
 from .pretrained import (
@@ -61,7 +62,7 @@ class SelfAttention(Block):
         query, key, value = (self._split_heads(layer(tokens)) for layer in (self.query, self.key, self.value))
         query = query * (self.width // self.heads) ** -0.5
         scores = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2)))
-        weights = self.dropout(ops.softmax(scores, axis=-1), training=training)
+        weights = self.dropout(softmax(scores, axis=-1), training=training)
         context = ops.transpose(ops.matmul(weights, value), (0, 2, 1, 3))
         return ops.reshape(context, (-1, ops.shape(tokens)[1], self.width))
 

@@ -23,6 +23,7 @@ from .layers import (
     fold_patches,
     patch_multiple,
     resize,
+    softmax,
     unfold_patches,
 )
 from .pretrained import (
@@ -101,7 +102,7 @@ class SeparableSelfAttention(Block):
     def call(self, tokens: Any, training: bool | None = None) -> Any:
         """Maps `(B, P, N, width)` to the same shape."""
         query, key, value = ops.split(self.qkv_proj(tokens), [1, 1 + self.width], axis=-1)
-        context_scores = self.attn_dropout(ops.softmax(query, axis=2), training=training)
+        context_scores = self.attn_dropout(softmax(query, axis=2), training=training)
         context_vector = ops.sum(key * context_scores, axis=2, keepdims=True)
         return self.out_proj(ops.relu(value) * context_vector)
 

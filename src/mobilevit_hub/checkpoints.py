@@ -30,6 +30,8 @@ from .tensors import check_values, read_tensors, to_safetensors
 PACKAGE = Path(__file__).parent
 CARD_FILE = "README.md"
 SAVE_ID = "save_id"
+PLACES = ("revision", "token", "cache_dir", "local_files_only")
+"""Options that say where a checkpoint is looked for; see `find_checkpoint`."""
 
 
 @dataclass(frozen=True)
@@ -286,8 +288,9 @@ def save_checkpoint(
         folder: New, or an earlier save of any checkpoint, which is replaced.
         tensors: Weights by our names.
         config: A config of this package.
-        processor: An image processor; without one, an existing `preprocessor_config.json` is left alone.
-        card: Text of the model card; without one, an existing `README.md` is left alone.
+        processor: An image processor; without one, an existing `preprocessor_config.json` is left alone,
+            with a warning when it belongs to another network.
+        card: Text of the model card; likewise.
 
     Raises:
         CheckpointError: The weights contain NaN, infinity or negative variances.
@@ -309,8 +312,25 @@ def save_checkpoint(
         files[hub.PROCESSOR_FILE] = json_bytes(parse_json(processor.to_json_string(), hub.PROCESSOR_FILE))
     if card is not None:
         files[CARD_FILE] = card.encode()
+    _warn_about_leftovers(Path(folder), data, files)
     _mark_foreign_config(Path(folder) / hub.CONFIG_FILE)
     write_folder(folder, files)
+
+
+def _warn_about_leftovers(folder: Path, data: dict[str, Any], files: dict[str, bytes]) -> None:
+    """Says so when the processor or card of another network stays beside the new weights."""
+    try:
+        earlier = read_json(folder / hub.CONFIG_FILE)
+    except (SourceError, ConfigError, OSError, ValueError):
+        return
+    left = [n for n in (hub.PROCESSOR_FILE, CARD_FILE) if n not in files and (folder / n).is_file()]
+    if left and any(earlier.get(key) != data.get(key) for key in ("model_type", "id2label")):
+        warnings.warn(
+            f"{folder}: {' and '.join(left)} of the earlier checkpoint stay beside the new weights; pass processor= "
+            "and card= to replace them.",
+            MobileViTHubWarning,
+            stacklevel=4,
+        )
 
 
 def _mark_foreign_config(config_file: Path) -> None:

@@ -112,7 +112,7 @@ def build_parser() -> argparse.ArgumentParser:
         verbs, "info", info_command, "Say everything about one checkpoint.", "mobilevit-hub info mobilevitv2-1.0"
     )
     verb.add_argument("name", help="alias, folder or Hub id")
-    verb.add_argument("--download", action="store_true", help="fetch its files and show what the config says")
+    verb.add_argument("--download", action="store_true", help="fetch all its files and show what they say")
     _add_hub_options(verb)
 
     verb = _verb(
@@ -235,7 +235,7 @@ def _preset_record(preset: Any) -> dict[str, Any]:
 
 
 def info_command(arguments: argparse.Namespace) -> int:
-    """Prints the record of a checkpoint and, for a folder or after a download, what its files say."""
+    """Prints the record of a checkpoint and what its files say, as far as they are here or asked for."""
     from .presets import find_preset, get_preset
 
     name = arguments.name
@@ -244,6 +244,12 @@ def info_command(arguments: argparse.Namespace) -> int:
     if preset is None and not is_folder and "/" not in name:
         get_preset(name)  # raises, with the nearest names
     record: dict[str, Any] = {"name": name} if preset is None else _preset_record(preset)
+    if preset is not None and "/" in name:
+        own = "config.json" if name.lower().startswith("timm/") else "preprocessor_config.json"
+        record["note"] = (
+            f"loading {name!r} prepares images as the repository's own {own} says; loading {preset.name!r}, as this "
+            "record says"
+        )
     if arguments.download or is_folder or preset is None or preset.folder:
         from .checkpoints import find_checkpoint, load_config
         from .files import sha256_of
@@ -252,11 +258,12 @@ def info_command(arguments: argparse.Namespace) -> int:
         checkpoint = find_checkpoint(name, **_hub_options(arguments))
         config, processor = load_config(checkpoint), processor_of(checkpoint)
         record["files"] = {
-            "weights": str(checkpoint.weights_file),
-            "sha256": sha256_of(checkpoint.weights_file),
             "labels": config.num_labels,
             **{name: _setting(processor, name) for name in ("size", "crop_size", "interpolation", "channel_order")},
         }
+        if arguments.download or is_folder or preset is not None:  # else the weights would have to be fetched
+            weights = checkpoint.weights_file
+            record["files"] = {"weights": str(weights), "sha256": sha256_of(weights), **record["files"]}
         record["differences"] = [] if preset is None else _differences(preset, checkpoint, processor)
     if arguments.json:
         print(json.dumps(record, indent=2))
@@ -300,6 +307,9 @@ def _setting(processor: Any, name: str) -> Any:
 
 def predict_command(arguments: argparse.Namespace) -> int:
     """Classifies files, folders and standard input."""
+    from .presets import check_name
+
+    check_name(arguments.model)
     from .images import count_frames
     from .runtimes import Classifier
 
@@ -364,8 +374,10 @@ def train_command(arguments: argparse.Namespace) -> int:
     """Trains a classifier."""
     import shlex
 
+    from .presets import check_name
     from .recipes import Recipe, get_recipe
 
+    check_name(arguments.model)
     changes = {f.name: getattr(arguments, f.name) for f in fields(Recipe) if getattr(arguments, f.name) is not None}
     try:
         recipe = get_recipe(arguments.recipe, **changes)

@@ -15,6 +15,7 @@ import unicodedata
 import warnings
 from collections.abc import Iterator
 from dataclasses import fields as dataclass_fields
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -272,6 +273,31 @@ class _CheckedConfig:
         elif "id2label" in overrides:
             values.pop("num_labels")
         return cls(**values)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **options: Any) -> Any:
+        """Returns the config of a checkpoint by name: an alias, a folder or a Hub id.
+
+        Args:
+            pretrained_model_name_or_path: As for the models' `from_pretrained`.
+            options: `revision`, `token`, `cache_dir`, `local_files_only`, and config fields to change.
+
+        Raises:
+            SourceError, ConfigError: See `checkpoints.find_checkpoint`.
+        """
+        checkpoints = import_module(f"{__package__}.checkpoints")  # it imports this module
+        places = {name: options.pop(name) for name in checkpoints.PLACES if name in options}
+        checkpoint = checkpoints.find_checkpoint(pretrained_model_name_or_path, **places)
+        config = checkpoints.load_config(checkpoint, **options)
+        if not isinstance(config, cls):
+            raise ConfigError(
+                f"{checkpoint.config_file}: model_type is {config.model_type!r}; {cls.__name__} describes "
+                f"{cls.model_type} networks.",  # type: ignore[attr-defined]
+                path=checkpoint.config_file,
+                field="model_type",
+                found=config.model_type,
+            )
+        return config
 
     @classmethod
     def from_file(cls, path: str | Path) -> Any:

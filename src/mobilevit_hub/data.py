@@ -250,6 +250,29 @@ def rand_augment(image: Image.Image, rng: random.Random, operations: int = 2, ma
     return image
 
 
+def random_erase(pixels: np.ndarray, rng: random.Random) -> np.ndarray:
+    """Blackens a random rectangle (version 2 recipe: in a quarter of the photos).
+
+    Args:
+        pixels: `(H, W, C)`; left as it is.
+        rng: Source of randomness.
+
+    Returns:
+        A copy without 2 to 33 % of its area, height / width between 0.3 and 3.3, drawn log-uniformly.
+    """
+    height, width = pixels.shape[:2]
+    for _ in range(10):
+        area = height * width * rng.uniform(0.02, 0.33)
+        ratio = math.exp(rng.uniform(math.log(0.3), math.log(3.3)))
+        h, w = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < h < height and 0 < w < width:
+            top, left = rng.randint(0, height - h), rng.randint(0, width - w)
+            pixels = pixels.copy()
+            pixels[top : top + h, left : left + w] = 0
+            break
+    return pixels
+
+
 def training_photo(
     images: LabelledImages, key: tuple[int, int, int], recipe: Recipe, channel_order: str, interpolation: str
 ) -> tuple[np.ndarray, int]:
@@ -273,6 +296,8 @@ def training_photo(
     pixels = np.asarray(photo)
     if recipe.flip and rng.random() < 0.5:
         pixels = pixels[:, ::-1]
+    if recipe.random_erase and rng.random() < recipe.random_erase:
+        pixels = random_erase(pixels, rng)
     if channel_order == "bgr":
         pixels = pixels[:, :, ::-1]
     return pixels, int(images.labels[index])

@@ -13,6 +13,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -22,6 +24,7 @@ from transformers.models.mobilevit.image_processing_pil_mobilevit import MobileV
 
 from .errors import ConfigError, ImageError, InputError, MobileViTHubWarning
 from .images import check_resize, load_image
+from .json_files import read_json
 from .rules import fail, flag
 
 MAX_EDGE = 4096
@@ -196,6 +199,22 @@ class MobileViTImageProcessor(MobileViTImageProcessorPil):
                 MobileViTHubWarning,
                 stacklevel=2,
             )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **options: Any) -> MobileViTImageProcessor:
+        """The preprocessing of a checkpoint by name; see `mobilevit_hub.image_processor`.
+
+        Args:
+            pretrained_model_name_or_path: An alias, a folder (one with `preprocessor_config.json` alone
+                is enough) or a Hub id.
+            options: `revision`, `token`, `cache_dir`, `local_files_only`.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        file = folder / "preprocessor_config.json"
+        if file.is_file() and not (folder / "config.json").exists():
+            return processor_from_dict(read_json(file), file)
+        # It imports this module.
+        return import_module(f"{__package__}.runtimes").image_processor(pretrained_model_name_or_path, **options)
 
     @property
     def channel_order(self) -> Literal["bgr", "rgb"]:

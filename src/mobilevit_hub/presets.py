@@ -15,6 +15,7 @@ import difflib
 import functools
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -224,9 +225,10 @@ def _ssdlite_v2(width: float, params: int, macs: int, score: float) -> Preset:
 _ROWS: tuple[Preset, ...] = (
     # Embedded in the package, trained here.
     Preset(
-        name="mobilevit-xxs-tiny-imagenet", model_type="mobilevit", config=_V1_CONFIGS["xxs"] | {"image_size": 128},
-        params=1_015_224, macs=87_165_440, score_source="its model card", license=TINY_IMAGENET_LICENSE,
-        resize=146, crop=128, **(_IMAGENET | {"dataset": "tiny-imagenet", "num_labels": 200}), **_RGB,
+        name="mobilevit-xxs-tiny-imagenet", model_type="mobilevit", params=1_015_224, macs=49_429_504, score=35.65,
+        config=_V1_CONFIGS["xxs"] | {"image_size": 96, "hidden_dropout_prob": 0.0, "classifier_dropout_prob": 0.0},
+        score_source="its model card", license=TINY_IMAGENET_LICENSE, resize=96, crop=96,
+        **(_IMAGENET | {"dataset": "tiny-imagenet", "num_labels": 200}), interpolation="bilinear", channel_order="rgb",
         folder="assets/mobilevit-xxs-tiny-imagenet",
     ),
     # Classifiers: parameters, MACs, top-1, (top-1, top-5 by timm).
@@ -371,6 +373,23 @@ def get_preset(name: str) -> Preset:
             expected=nearest,
         )
     return preset
+
+
+def check_name(name: str) -> None:
+    """Refuses, before anything heavy is imported, a name that can be neither alias nor path nor Hub id.
+
+    Args:
+        name: As for `checkpoints.find_checkpoint`, which judges all other names.
+
+    Raises:
+        NotFoundError: As `get_preset`.
+    """
+    if "/" in name or "\\" in name or name.startswith((".", "~")):
+        return
+    with suppress(OSError, ValueError):  # cannot be a path: too long, or with a NUL byte
+        if Path(name).exists():
+            return
+    get_preset(name)
 
 
 def _nearest_names(name: str) -> list[str]:

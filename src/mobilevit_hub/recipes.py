@@ -2,6 +2,14 @@
 
 Sources of the named recipes: architecture papers (arXiv 2110.02178, 2206.02680) and the settings that
 Apple published with the weights; batch size and epochs are the reader's to scale to the machine.
+
+What the named recipes leave out or simplify:
+
+- "mobilevit": Apple's sampler changes image size and batch size from batch to batch (160 to 320
+  pixels); here the size is fixed or follows `size_schedule`, and the batch size is constant.
+- Both: the warm-up starts at 0, Apple's at 2e-4 (version 1) and 1e-6 (version 2); the cosine goes on
+  from there to the end, step by step, while Apple's counts whole epochs from the first one.
+- "mobilevitv2": learning rate and weight decay are those of width 1.0 for every width.
 """
 
 from __future__ import annotations
@@ -10,7 +18,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from .errors import ConfigError, InputError
-from .rules import Rule, integer, number
+from .rules import Rule, fail, flag, integer, number
 
 
 def _option(default: Any, text: str) -> Any:
@@ -39,47 +47,49 @@ def parse_size_schedule(text: str) -> list[int]:
     return sizes
 
 
-_NOT_NEGATIVE = number(0, 1000)
-_SHARE = number(0, 1, open_high=True)
-_RULES: dict[str, Rule] = {
-    "epochs": integer(1, 100_000),
-    "batch_size": integer(1, 1_000_000),
+def evaluation_resize(size: int) -> int:
+    """Apple's short side in pixels before the evaluation crop of `size`: 256 → 288, but 384 → 384."""
+    return size if size == 384 else round(size * 1.125)
+
+
+def _dropout(name: str, value: Any) -> float:
+    if type(value) not in (int, float) or not (0 <= value < 1 or value == -1):
+        raise fail(name, value, "0 or more and below 1, or -1")
+    return value
+
+
+def _schedule(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise fail(name, value, "a text such as '64:8,128:2', or '' for none")
+    return value
+
+
+RULES: dict[str, Rule] = {
+    "epochs": integer(1, 10_000),
+    "batch_size": integer(1, 65_536),
     "image_size": integer(32, 1024),
-    "eval_resize": integer(0, 4096),
-    "learning_rate": number(0, 1000, open_low=True),
-    "final_learning_rate": _NOT_NEGATIVE,
-    "muon_learning_rate": _NOT_NEGATIVE,
-    "warmup_epochs": number(0, 100_000),
-    "weight_decay": _NOT_NEGATIVE,
-    "label_smoothing": _SHARE,
-    "ema_momentum": _SHARE,
-    "clip_norm": _NOT_NEGATIVE,
-    "crop_area": number(0, 1, open_low=True),
+    "size_schedule": _schedule,
+    "eval_resize": integer(0, 2048),
+    "learning_rate": number(1e-8, 10),
+    "final_learning_rate": number(0, 10),
+    "muon_learning_rate": number(0, 10),
+    "warmup_epochs": number(0, 10_000),
+    "weight_decay": number(0, 10),
+    "decay_all": flag,
+    "label_smoothing": number(0, 0.99),
+    "ema_momentum": number(0, 0.99),
+    "clip_norm": number(0, 1e6),
+    "crop_area": number(0.001, 1),
+    "flip": flag,
     "rand_augment": integer(0, 14),
-    "mixup": _NOT_NEGATIVE,
-    "cutmix": _NOT_NEGATIVE,
+    "random_erase": number(0, 1),
+    "mixup": number(0, 100),
+    "cutmix": number(0, 100),
+    "dropout": _dropout,
+    "bf16": flag,
+    "freeze_backbone": flag,
+    "seed": integer(0, 2**31 - 1),
 }
-
-
-RANGES: tuple[tuple[str, float, float], ...] = (
-    ("epochs", 1, 10_000),
-    ("batch_size", 1, 65_536),
-    ("image_size", 32, 1024),
-    ("eval_resize", 0, 2048),
-    ("learning_rate", 1e-8, 10),
-    ("final_learning_rate", 0, 10),
-    ("muon_learning_rate", 0, 10),
-    ("warmup_epochs", 0, 10_000),
-    ("weight_decay", 0, 10),
-    ("label_smoothing", 0, 0.99),
-    ("ema_momentum", 0, 0.99),
-    ("clip_norm", 0, 1e6),
-    ("crop_area", 0.001, 1),
-    ("rand_augment", 0, 14),
-    ("mixup", 0, 100),
-    ("cutmix", 0, 100),
-    ("seed", 0, 2**31 - 1),
-)
 
 
 @dataclass(frozen=True)
@@ -89,8 +99,10 @@ class Recipe:
     epochs: int = _option(10, "passes over the training photos")
     batch_size: int = _option(64, "photos per step and process")
     image_size: int = _option(256, "side of the training images in pixels")
-    size_schedule: str = _option("", "image size by epoch as pixels:epochs, e.g. 64:8,128:2; replaces the two above")
-    eval_resize: int = _option(0, "short side before the evaluation crop; 0: image size × 1.125, as Apple does")
+    size_schedule: str = _option(
+        "", "image size by epoch as pixels:epochs, e.g. 64:8,128:2; replaces --epochs and --image-size"
+    )
+    eval_resize: int = _option(0, "short side before the evaluation crop; 0: image size × 1.125 (384: × 1), as Apple")
     learning_rate: float = _option(1e-3, "peak learning rate")
     final_learning_rate: float = _option(0.0, "learning rate that the cosine ends with")
     muon_learning_rate: float = _option(0.0, "peak learning rate of Muon for weight matrices; 0: AdamW for all")
@@ -103,28 +115,17 @@ class Recipe:
     crop_area: float = _option(0.25, "smallest share of the photo's area that a random crop keeps")
     flip: bool = _option(True, "mirror half of the training photos")
     rand_augment: int = _option(0, "number of RandAugment operations per photo (version 2 recipe: 2)")
+    random_erase: float = _option(0.0, "share of the photos that lose a random rectangle (version 2 recipe: 0.25)")
     mixup: float = _option(0.0, "alpha of MixUp; 0: off (version 2 recipe: 0.2)")
     cutmix: float = _option(0.0, "alpha of CutMix; 0: off (version 2 recipe: 1.0)")
-    dropout: float = _option(-1.0, "dropout in the network and before the classifier; -1: as the checkpoint says")
+    dropout: float = _option(-1.0, "dropout in the network, for version 1 also before the classifier; -1: checkpoint's")
     bf16: bool = _option(False, "compute in bfloat16 where it is safe")
     freeze_backbone: bool = _option(False, "train the classifier only")
     seed: int = _option(0, "seed of order, crops and new weights")
 
     def __post_init__(self) -> None:
-        for name, low, high in RANGES:
-            value, whole = getattr(self, name), isinstance(getattr(Recipe, name), int)
-            kind = int if whole else int | float
-            if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
-                raise ConfigError(
-                    f"Recipe field {name!r} is {value!r}; expected a {'whole ' if whole else ''}number from {low:g} to "
-                    f"{high:g}.",
-                    field=name,
-                    found=value,
-                )
-        if not 0 <= self.dropout < 1 and self.dropout != -1:
-            raise ConfigError(
-                f"Recipe field 'dropout' is {self.dropout!r}; expected 0 or more and below 1, or -1.", field="dropout"
-            )
+        for name, rule in RULES.items():
+            rule(name, getattr(self, name))
         if 0 < self.eval_resize < self.sizes[-1]:
             raise ConfigError(
                 f"Recipe field 'eval_resize' is {self.eval_resize!r}, but the evaluation crop is {self.sizes[-1]}; "
@@ -150,7 +151,7 @@ class Recipe:
     def eval_sizes(self) -> tuple[int, int]:
         """Short side and crop of the evaluation images, in pixels."""
         crop = self.sizes[-1]
-        return self.eval_resize or round(crop * 1.125), crop
+        return self.eval_resize or evaluation_resize(crop), crop
 
 
 RECIPES: dict[str, Recipe] = {
@@ -177,6 +178,7 @@ RECIPES: dict[str, Recipe] = {
         ema_momentum=5e-4,
         crop_area=0.08,
         rand_augment=2,
+        random_erase=0.25,
         mixup=0.2,
         cutmix=1.0,
     ),
@@ -187,11 +189,20 @@ def get_recipe(name: str = "finetune", **changes: Any) -> Recipe:
     """Returns a named recipe with some fields changed.
 
     Raises:
-        InputError: No recipe or field of that name.
+        InputError: No recipe or field of that name, or a size schedule beside the epochs or image size it replaces.
+        ConfigError: A value is out of range.
     """
     if name not in RECIPES:
         raise InputError(f"Unknown recipe {name!r}; expected one of {', '.join(RECIPES)}.", field="recipe", found=name)
     unknown = set(changes) - {f.name for f in fields(Recipe)}
     if unknown:
         raise InputError(f"A recipe has no field {sorted(unknown)[0]!r}.", field=sorted(unknown)[0])
+    replaced = [name for name in ("epochs", "image_size") if name in changes]
+    if changes.get("size_schedule") and replaced:
+        raise InputError(
+            f"size_schedule is {changes['size_schedule']!r} and {replaced[0]} is {changes[replaced[0]]!r}; give one of "
+            "the two, the schedule says sizes and epochs.",
+            field="size_schedule",
+            found=changes["size_schedule"],
+        )
     return replace(RECIPES[name], **changes)

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from .checkpoints import Checkpoint, find_checkpoint, load_config
-from .errors import ConfigError, ImageError, InputError, require
+from .checkpoints import PLACES, Checkpoint, find_checkpoint, load_config
+from .errors import ConfigError, ImageError, InputError, MissingDependencyError, MobileViTHubWarning, require
 from .image_processing import MobileViTImageProcessor, processor_for, processor_from_dict
 from .presets import Preset, find_preset
+from .recipes import evaluation_resize
 
 FRAMEWORKS = ("pt", "tf")
 TASKS = ("image-classification", "features", "backbone")
@@ -61,9 +62,12 @@ def from_pretrained(
         >>> model.config.num_labels
         200
     """
-    places = {k: options[k] for k in ("revision", "token", "cache_dir", "local_files_only") if k in options}
-    config = options.get("config") or load_config(find_checkpoint(name, **places))
+    config = options.get("config") or load_config(find_checkpoint(name, **_places(options)))
     return model_class(config.model_type, framework, task).from_pretrained(name, **options)
+
+
+def _places(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: options[name] for name in PLACES if name in options}
 
 
 def image_processor(name: str | Path, **options: Any) -> MobileViTImageProcessor:
@@ -77,7 +81,7 @@ def image_processor(name: str | Path, **options: Any) -> MobileViTImageProcessor
         options: `revision`, `token`, `cache_dir`, `local_files_only`.
     """
     preset = None if "/" in str(name) else find_preset(str(name))
-    if preset is not None and preset.loadable and not preset.folder:
+    if preset is not None and not preset.folder:
         return _processor_of_preset(preset)  # needs no network
     return processor_of(find_checkpoint(name, **options))
 
@@ -95,17 +99,15 @@ def processor_of(checkpoint: Checkpoint) -> MobileViTImageProcessor:
         )
     config = load_config(checkpoint)
     size = config.image_size if isinstance(config.image_size, int) else max(config.image_size)
-
-    from .errors import MobileViTHubWarning
-
+    resize = evaluation_resize(size)
     order = "bgr" if config.model_type == "mobilevit" else "rgb"
     warnings.warn(
         f"{checkpoint.name}: has no preprocessor_config.json; using Apple's rule for {config.model_type}: short side "
-        f"{round(size * 1.125)}, crop {size}, {order.upper()}.",
+        f"{resize}, crop {size}, {order.upper()}.",
         MobileViTHubWarning,
         stacklevel=3,
     )
-    return processor_for(round(size * 1.125), size, "bilinear" if order == "bgr" else "bicubic", order)
+    return processor_for(resize, size, "bilinear" if order == "bgr" else "bicubic", order)
 
 
 def _processor_of_preset(preset: Preset) -> MobileViTImageProcessor:
@@ -146,7 +148,7 @@ def predict(
     """Classifies images.
 
     Args:
-        images: A path, array, tensor, bytes or PIL image, or a list of such.
+        images: A path, array, tensor, bytes or PIL image; or a list or iterator of such, or a batch of 4 axes.
         model: Name of the checkpoint.
         runtime: `"pt"`.
         top_k: How many labels to return per image.
@@ -157,7 +159,7 @@ def predict(
         scores that are probabilities in [0, 1] and the time in milliseconds, or `{"path", "error"}`
         for an image that cannot be read.
     """
-    if isinstance(images, str | Path | bytes) or not isinstance(images, list | tuple):
+    if not isinstance(images, list | tuple | Iterator) and getattr(images, "ndim", None) != 4:
         images = [images]
     return list(Classifier(model, runtime=runtime, **options).predict(images, top_k=top_k))
 
@@ -176,9 +178,7 @@ class Classifier:
             raise InputError(
                 f"runtime is {runtime!r}; expected one of {', '.join(FRAMEWORKS)}.", field="runtime", found=runtime
             )
-        self.processor = image_processor(
-            model, **{k: options[k] for k in ("revision", "token", "cache_dir", "local_files_only") if k in options}
-        )
+        self.processor = image_processor(model, **_places(options))
         self.framework = runtime
         self.model = from_pretrained(model, framework=runtime, **options)
         self.labels: dict[int, str] = self.model.config.id2label
@@ -197,14 +197,14 @@ class Classifier:
 
     def predict(self, images: Iterable[Any], *, top_k: int = 5) -> Iterator[dict[str, Any]]:
         """Classifies images one by one; see `predict` for what is yielded."""
-        if top_k < 1:
-            raise InputError(f"top_k is {top_k!r}; expected at least 1.", field="top_k", found=top_k)
+        if type(top_k) is not int or top_k < 1:
+            raise InputError(f"top_k is {top_k!r}; expected a whole number from 1.", field="top_k", found=top_k)
         for i, image in enumerate(images):
             path = str(image) if isinstance(image, str | Path) else f"image {i}"
             started = time.perf_counter()
             try:
                 pixels = self.processor(image, return_tensors="np")["pixel_values"]
-            except (ImageError, InputError) as error:
+            except (ImageError, InputError, MissingDependencyError) as error:  # the last: HEIC without its plug-in
                 yield {"path": path, "error": str(error)}
                 continue
             scores = self.probabilities(pixels)[0]

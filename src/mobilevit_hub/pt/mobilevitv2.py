@@ -300,14 +300,23 @@ class MobileViTV2ForImageClassification(MobileViTV2PreTrainedModel):
 class MobileViTV2Backbone(BackboneMixin, MobileViTV2PreTrainedModel):
     """MobileViTv2 as a feature extractor for detection and segmentation frameworks."""
 
-    def __init__(self, config: MobileViTV2Config, out_features: list[str] | None = None) -> None:
+    def __init__(
+        self, config: MobileViTV2Config, out_features: list[str] | None = None, out_indices: list[int] | None = None
+    ) -> None:
         super().__init__(config)
         self.mobilevitv2 = MobileViTV2Model(config, expand_output=False)
-        self.select_features(out_features)
+        self.select_features(out_features, out_indices)
         self.post_init()
 
     def forward(
-        self, pixel_values: Tensor, output_hidden_states: bool | None = None, return_dict: bool | None = None
+        self,
+        pixel_values: Tensor,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
     ) -> BackboneOutput | tuple:
-        """Returns the maps named by `out_features`, `(B, channels, H / stride, W / stride)` each."""
+        """Returns the maps named by `out_features`, `(B, channels, H / stride, W / stride)` each.
+
+        `output_attentions` is accepted for transformers' sake; attention maps are not returned.
+        """
         return self.feature_maps(self.mobilevitv2, pixel_values, output_hidden_states, return_dict)

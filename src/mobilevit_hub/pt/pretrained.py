@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import difflib
+import inspect
 import math
 import os
 import warnings
@@ -16,7 +19,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BackboneOutput
 
 from ..checkpoints import CARD_FILE, load_config, open_checkpoint, save_checkpoint
-from ..configuration import STAGE_NAMES, check_labels
+from ..configuration import STAGE_NAMES, check_labels, config_from_dict
 from ..errors import ConfigError, InputError, MobileViTHubWarning
 from ..hub import CONFIG_FILE, PROCESSOR_FILE, WEIGHT_FILES
 from ..names import HEADS, fit_tensors
@@ -29,6 +32,16 @@ class HubModel(PreTrainedModel):
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
     _supports_sdpa = True
+
+    def __init__(self, config: Any, *arguments: Any, **options: Any) -> None:
+        if not isinstance(config, self.config_class):
+            raise ConfigError(
+                f"{type(self).__name__} needs a mobilevit_hub {self.config_class.__name__}, got "
+                f"{type(config).__module__.partition('.')[0]}'s {type(config).__name__}; make one by "
+                "mobilevit_hub.configuration.config_from_dict(config.to_dict()).",
+                field="config",
+            )
+        super().__init__(config, *arguments, **options)
 
     def wants_dict(self, return_dict: bool | None) -> bool:
         """Whether `forward` returns named fields: the argument, else the config."""
@@ -44,40 +57,49 @@ class HubModel(PreTrainedModel):
         id2label: dict[int, str] | None = None,
         strict: bool = True,
         dtype: torch.dtype | str | None = None,
+        torch_dtype: torch.dtype | str | None = None,
         attn_implementation: str | None = None,
         revision: str | None = None,
         token: str | bool | None = None,
         cache_dir: str | os.PathLike | None = None,
         local_files_only: bool = False,
         out_features: list[str] | None = None,
+        out_indices: list[int] | None = None,
         **changes: Any,
     ) -> Any:
         """Loads a checkpoint by name; each of its tensors is used once and each weight is filled.
 
         Args:
             pretrained_model_name_or_path: An alias (`"mobilevit-s"`), a folder, or a Hub id.
-            config: Use this config in place of the checkpoint's.
+            config: Use this config in place of the checkpoint's; it is copied, and excludes `num_labels`,
+                `id2label` and `changes`.
             num_labels: Number of classes. When it differs from the checkpoint's, the classifier is new
                 and random, which is said once; every other weight is loaded.
-            id2label: Names of the classes, by index; also makes a new classifier when the number differs
-                or the names do.
+            id2label: Names of the classes, by index; also makes a new classifier when the number or the
+                names differ, since other names are other classes. To rename, set `model.config.id2label`.
             strict: When false, what does not fit is left out, and `(model, LoadReport)` is returned.
-            dtype: Number type of the weights in memory. Default: float32, whatever the file has.
+            dtype: Number type of the weights in memory: float32, float16 or bfloat16. Default: float32,
+                whatever the file has.
+            torch_dtype: Older name of `dtype`.
             attn_implementation: `"sdpa"` (default) or `"eager"`.
             revision: Branch, tag or commit on the Hub.
             token: Access token of the Hub.
             cache_dir: Folder of the Hub's cache.
             local_files_only: Never use the network.
-            out_features: For a backbone: the maps to return.
+            out_features: For a backbone: the maps to return, by name.
+            out_indices: For a backbone: the maps to return, by number (0 is the stem).
             changes: Config fields to change, e.g. `output_stride=16`.
 
         Returns:
             The model in evaluation mode.
 
         Raises:
+            InputError: An argument is unknown, or contradicts another.
             SourceError, ConfigError, CheckpointError: See `checkpoints.open_checkpoint` and
                 `names.fit_tensors`.
         """
+        cls._check_arguments(config, num_labels, id2label, attn_implementation, changes)
+        number_type = _floating_type(dtype if dtype is not None else torch_dtype)
         checkpoint, own, tensors = open_checkpoint(
             os.fspath(pretrained_model_name_or_path),
             revision=revision,
@@ -96,6 +118,9 @@ class HubModel(PreTrainedModel):
         if config is None:
             config = load_config(checkpoint, **changes) if changes else own
         else:
+            config = (
+                copy.deepcopy(config) if isinstance(config, cls.config_class) else config_from_dict(config.to_dict())
+            )
             new_head = new_head or config.num_labels != own.num_labels
         if not isinstance(config, cls.config_class):
             raise ConfigError(
@@ -109,7 +134,8 @@ class HubModel(PreTrainedModel):
         config.architectures = [cls.__name__]
         if attn_implementation is not None:
             config._attn_implementation = attn_implementation
-        model = cls(config, out_features=out_features) if out_features else cls(config)
+        chosen = {"out_features": out_features, "out_indices": out_indices}
+        model = cls(config, **{name: value for name, value in chosen.items() if value is not None})
         tensors, report = fit_tensors(
             tensors,
             {name: tuple(t.shape) for name, t in model.state_dict().items()},
@@ -124,17 +150,51 @@ class HubModel(PreTrainedModel):
             for name, tensor in tensors.items():
                 state[name].copy_(torch.from_numpy(tensor))
         if report.new_head:
+            renamed = config.num_labels == own.num_labels and not headless
+            labels = "other labels" if renamed else f"{config.num_labels} labels"
             warnings.warn(
-                f"The checkpoint classifies {own.num_labels} labels; the classifier for {config.num_labels} labels is "
-                "new and random. Every other weight was loaded.",
+                f"The checkpoint classifies {own.num_labels} labels; the classifier for {labels} is new and random. "
+                "Every other weight was loaded.",
                 MobileViTHubWarning,
                 stacklevel=2,
             )
-        if dtype is not None and dtype != "auto":
-            model = model.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+        model = model.to(number_type)
         model.name_or_path = config._name_or_path = checkpoint.name
         model.eval()
         return model if strict else (model, report)
+
+    @classmethod
+    def _check_arguments(
+        cls,
+        config: Any,
+        num_labels: int | None,
+        id2label: Any,
+        attn_implementation: str | None,
+        changes: dict[str, Any],
+    ) -> None:
+        """Refuses arguments that would be ignored, before anything is opened."""
+        known = cls.config_class.known_fields()
+        unknown = [name for name in changes if name not in known]
+        if unknown:
+            close = difflib.get_close_matches(unknown[0], [*known, "num_labels", "dtype", "revision"], n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise InputError(
+                f"{cls.__name__}.from_pretrained has no argument {unknown[0]!r}, and there is no config field of that "
+                f"name.{hint}",
+                field=unknown[0],
+                found=changes[unknown[0]],
+            )
+        if config is not None and (changes or num_labels is not None or id2label is not None):
+            raise InputError(
+                "from_pretrained takes either config= or single changes such as num_labels=; set them in the config.",
+                field="config",
+            )
+        if attn_implementation not in (None, "sdpa", "eager"):
+            raise InputError(
+                f"attn_implementation is {attn_implementation!r}; expected 'sdpa' or 'eager'.",
+                field="attn_implementation",
+                found=attn_implementation,
+            )
 
     def save_pretrained(  # type: ignore[override]
         self,
@@ -192,6 +252,15 @@ class HubModel(PreTrainedModel):
             )
 
 
+def _floating_type(dtype: torch.dtype | str | None) -> torch.dtype:
+    """The number type that a name or a type means; None and "auto" mean float32."""
+    types = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+    found = types.get(str(dtype or "float32").removeprefix("torch.").replace("auto", "float32"))
+    if found is None:
+        raise InputError(f"dtype is {dtype!r}; expected float32, float16 or bfloat16.", field="dtype", found=dtype)
+    return found
+
+
 def init_like_version_1(module: nn.Module, std: float) -> None:
     """Initialises one layer as Apple's first release did, the code that made the version 1 weights.
 
@@ -243,8 +312,18 @@ class BackboneMixin:
     stage_names = STAGE_NAMES
     config: Any
 
-    def select_features(self, names: list[str] | None) -> None:
-        """Chooses the maps that `forward` returns; default: the last one."""
+    def select_features(self, names: list[str] | None, indices: list[int] | None = None) -> None:
+        """Chooses the maps that `forward` returns, by name or by number; default: the config's, or the last one."""
+        if names is not None and indices is not None:
+            raise InputError("Give out_features or out_indices, not both.", field="out_features")
+        if indices is not None:
+            if not all(type(i) is int and -6 <= i < 6 for i in indices):
+                raise InputError(
+                    f"out_indices is {indices!r}; expected numbers from 0 (the stem) to 5.",
+                    field="out_indices",
+                    found=indices,
+                )
+            names = [STAGE_NAMES[i] for i in indices]
         names = list(names or getattr(self.config, "out_features", None) or [STAGE_NAMES[-1]])
         unknown = [name for name in names if name not in STAGE_NAMES]
         if unknown:
@@ -255,6 +334,22 @@ class BackboneMixin:
             )
         self.out_features = sorted(names, key=STAGE_NAMES.index)
         self.out_indices = [STAGE_NAMES.index(name) for name in self.out_features]
+        self.config.out_features = self.out_features  # saved with the config
+
+    @property
+    def out_feature_channels(self) -> dict[str, int]:
+        """Channels of every map that can be asked for, by name."""
+        return dict(zip(STAGE_NAMES, self.config.stage_channels, strict=True))
+
+    @property
+    def num_features(self) -> list[int]:
+        """Channels of every map that can be asked for, in order."""
+        return list(self.config.stage_channels)
+
+    def forward_with_filtered_kwargs(self, *inputs: Any, **options: Any) -> Any:
+        """Calls the backbone with those options only that its `forward` knows, as transformers' users of one do."""
+        known = inspect.signature(self.forward).parameters  # type: ignore[attr-defined]
+        return self(*inputs, **{k: v for k, v in options.items() if k in known})  # type: ignore[operator]
 
     @property
     def channels(self) -> list[int]:

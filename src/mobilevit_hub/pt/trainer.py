@@ -184,7 +184,7 @@ class RecipeTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
-        if self.average is not None:
+        if self.average is not None and self.args.should_save:  # one process of a distributed run writes
             torch.save(self.average.state_dict(), Path(output_dir or self.args.output_dir) / EMA_FILE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

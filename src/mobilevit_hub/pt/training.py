@@ -15,12 +15,14 @@ import torch
 from transformers import TrainingArguments
 
 from .. import runtimes
+from ..checkpoints import find_checkpoint, load_config
 from ..configuration import CONFIG_CLASSES
 from ..data import SizedBatches, open_images
 from ..errors import InputError, MobileViTHubWarning, require
 from ..files import json_bytes
 from ..image_processing import processor_for
 from ..json_files import read_json
+from ..presets import find_preset
 from ..recipes import Recipe, get_recipe
 from ..reports import draw_learning_curve, training_card, write_json
 from .trainer import EvaluationImages, RecipeTrainer, TrainingImages, five_best, top_scores
@@ -70,7 +72,7 @@ def train(
         data: Labelled photos: folder of class folders, parquet, or Hub id (see `data.open_images`).
         output: Folder to write: weights, config, processor, card, `training_log.json`,
             `learning_curve.png`; `checkpoints/` below it is what `resume` continues from.
-        model: Checkpoint to start from, or whose architecture to use.
+        model: Checkpoint to start from, or whose architecture to use: alias, folder or Hub id.
         from_scratch: Start from random weights instead of the checkpoint's.
         recipe: How to train; default: the `"finetune"` recipe.
         validation: Labelled photos to evaluate on; default: the validation split of `data`.
@@ -97,7 +99,14 @@ def train(
     recipe, output, config = recipe or get_recipe(), Path(output), config or {}
     checkpoints = output / "checkpoints"
     settings_file = checkpoints / "settings.json"
-    settings = {"model": str(model), "from_scratch": from_scratch, "config": config, **asdict(recipe)}
+    settings = {
+        "data": str(Path(data)),
+        "validation": None if validation is None else str(Path(validation)),
+        "model": str(model),
+        "from_scratch": from_scratch,
+        "config": config,
+        **asdict(recipe),
+    }
     if not resume and checkpoints.exists() and any(checkpoints.iterdir()):
         raise InputError(
             f"{checkpoints} holds an earlier run; continue it with --resume or choose another output folder.",
@@ -128,7 +137,7 @@ def train(
             field="validation",
         )
     torch.manual_seed(recipe.seed)
-    network, start_processor = _build(model, from_scratch, images.label_names, recipe, config)
+    network, start_processor = _build(str(model), from_scratch, images.label_names, recipe, config)
     resize, crop = recipe.eval_sizes
     processor = processor_for(resize, crop, start_processor["interpolation"], start_processor["channel_order"])
     network.config.image_size = crop
@@ -217,16 +226,29 @@ def _build(
 ) -> tuple[Any, dict[str, str]]:
     """The network to train, and interpolation and channel order of its images."""
     labels = dict(enumerate(label_names))
+    preset = None if "/" in model and Path(model).is_dir() else find_preset(model)
+    if preset is not None and preset.task != "image-classification":
+        raise InputError(
+            f"{preset.name!r} is for {preset.task}; expected the name of a classifier, such as 'mobilevit-s'.",
+            field="model",
+            found=model,
+        )
+    # A preset says what is needed here without any file of it.
+    checkpoint = find_checkpoint(model) if preset is None else None
+    version = preset.model_type if checkpoint is None else load_config(checkpoint).model_type  # type: ignore[union-attr]
     if recipe.dropout >= 0:
-        changes = {"hidden_dropout_prob": recipe.dropout, "classifier_dropout_prob": recipe.dropout, **changes}
+        # Version 2 has no dropout before its classifier.
+        names = ["hidden_dropout_prob"] + ["classifier_dropout_prob"] * (version == "mobilevit")
+        changes = dict.fromkeys(names, recipe.dropout) | changes
     if from_scratch:
-        from ..presets import get_preset
-
-        preset = get_preset(model)
-        config = CONFIG_CLASSES[preset.model_type].from_preset(model, id2label=labels, **changes)  # type: ignore[attr-defined]
-        network = runtimes.model_class(config.model_type)(config)
+        if checkpoint is None:
+            config = CONFIG_CLASSES[version].from_preset(model, id2label=labels, **changes)  # type: ignore[attr-defined]
+        else:
+            config = load_config(checkpoint, id2label=labels, **changes)
+        network = runtimes.model_class(version)(config)
         # A network from scratch takes photos as they are: nothing to inherit from OpenCV's BGR.
-        look = {"interpolation": preset.interpolation, "channel_order": "rgb"}
+        filter_of_version = "bilinear" if version == "mobilevit" else "bicubic"
+        look = {"interpolation": preset.interpolation if preset else filter_of_version, "channel_order": "rgb"}
     else:
         network = runtimes.from_pretrained(model, id2label=labels, **changes)
         processor = runtimes.image_processor(model)
