@@ -5,15 +5,8 @@ import math
 import pytest
 import transformers
 
-from mobilevit_hub.configuration import (
-    MAX_PARAMETERS,
-    DownsamplingRule,
-    MobileViTConfig,
-    MobileViTV2Config,
-    config_from_dict,
-    downsampling_rules,
-    make_divisible,
-)
+from mobilevit_hub.architecture import DownsamplingRule, downsampling_rules, make_divisible
+from mobilevit_hub.configuration import MAX_PARAMETERS, MobileViTConfig, MobileViTV2Config, config_from_dict
 from mobilevit_hub.errors import ConfigError, NotFoundError
 
 V1, V2 = MobileViTConfig, MobileViTV2Config

@@ -56,6 +56,25 @@ def same_pixels(image, expected):
 # --- opening -------------------------------------------------------------------------------------------------------
 
 
+def test_holding_out_divides_each_class(tmp_path):
+    rng = np.random.default_rng(0)
+    for name, count in (("cat", 20), ("dog", 5)):
+        (tmp_path / name).mkdir()
+        for i in range(count):
+            Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(tmp_path / name / f"{i:02}.png")
+    images = open_images(tmp_path)
+    train, validation = images.hold_out(0.2, seed=1)
+    assert np.bincount(train.labels).tolist() == [16, 4] and np.bincount(validation.labels).tolist() == [4, 1]
+    everything = sorted(np.asarray(part[i]).tobytes() for part in (train, validation) for i in range(len(part)))
+    assert everything == sorted(np.asarray(images[i]).tobytes() for i in range(25))  # each photo in one part
+    again = images.hold_out(0.2, seed=1)[1]
+    assert [np.asarray(again[i]).tobytes() for i in range(5)] == [np.asarray(validation[i]).tobytes() for i in range(5)]
+    (tmp_path / "fox").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "fox" / "0.png")
+    with pytest.raises(InputError, match="class 'fox' has one photo"):
+        open_images(tmp_path).hold_out()
+
+
 @pytest.mark.parametrize("prefix", ["", "imagefolder:"])
 def test_folder_of_classes_gives_the_saved_photos_with_sorted_labels(tmp_path, prefix):
     images = open_images(f"{prefix}{save_folder(tmp_path / 'photos')}")

@@ -5,7 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import reference
-from keras_networks import CLASSIFIERS, QUIET, SMALLEST, VERSIONS, images, keras, numpy, reference_folder, run, tiny, twin
+from keras_networks import (
+    CLASSIFIERS,
+    QUIET,
+    SMALLEST,
+    VERSIONS,
+    images,
+    keras,
+    numpy,
+    reference_folder,
+    run,
+    tiny,
+    twin,
+)
 
 tf = pytest.importorskip("tensorflow")
 if keras.backend.backend() != "tensorflow":
@@ -78,7 +90,11 @@ def other_epsilon(norm, *, axes=(-1,), centred=False):
         ("Linear", "after", without_scale),
         ("", "resize", swapped_corners),
         ("", "standardisation", other_epsilon),
-        ("", "fold_patches", lambda tokens, patch, height, width: tf.reshape(tokens, (-1, height, width, tokens.shape[-1]))),
+        (
+            "",
+            "fold_patches",
+            lambda tokens, patch, height, width: tf.reshape(tokens, (-1, height, width, tokens.shape[-1])),
+        ),
     ],
 )
 def test_a_wrong_rewrite_is_seen(monkeypatch, version, owner, name, broken):

@@ -250,8 +250,9 @@ FIELDS = [
 ]
 FIELDS_OF = {
     1: [{"use_fusion": False}, {"attention_head_size": 8}, {"qkv_bias": False}, {"mlp_ratio": 3.0},
-        {"n_attn_blocks": [2, 1, 3]}],
-    2: [{"attn_norm": "layer"}, {"odd_map": "stock"}, {"ffn_multiplier": 3}, {"layer_norm_eps": 1e-2}],
+        {"n_attn_blocks": [2, 1, 3]}, {"expand_ratio": 1, "neck_hidden_sizes": [8, 8, 16, 16, 16, 24, 32]}],
+    2: [{"attn_norm": "layer"}, {"odd_map": "stock"}, {"ffn_multiplier": 3}, {"layer_norm_eps": 1e-2},
+        {"expand_ratio": 1}],
 }  # fmt: skip
 
 

@@ -551,10 +551,12 @@ def test_two_processes_train_one_network(photos, tmp_path):
 # --- what cannot be trained ----------------------------------------------------------------------------------------
 
 
-def test_photos_without_a_validation_part_are_refused(photos, tmp_path):
-    with pytest.raises(InputError, match="has no validation photos; pass --validation"):
-        run(photos / "train", tmp_path / "m")
-    assert not (tmp_path / "m").exists()
+def test_photos_without_a_validation_part_hold_out_a_tenth(photos, tmp_path):
+    with pytest.warns(MobileViTHubWarning, match="photos, 10% of each class, are held out to measure on"):
+        log = run(photos / "train", tmp_path / "m", epochs=1)
+    per_class = np.bincount(open_images(photos / "train").labels)
+    assert log["count"] == sum(round(count / 10) for count in per_class)
+    assert log["count"] + log["train_count"] == per_class.sum()
 
 
 def test_other_classes_in_the_validation_photos_are_refused(photos, tmp_path):

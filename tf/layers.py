@@ -13,7 +13,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from mobilevit_hub.configuration import make_divisible
+from mobilevit_hub.architecture import make_divisible
 from mobilevit_hub.errors import InputError
 
 PACKAGE = "mobilevit_hub"
@@ -184,12 +184,10 @@ class InvertedResidual(Block):
         name: str | None = None,
     ) -> None:
         super().__init__(name=name)
-        hidden = make_divisible(round(in_channels * config.expand_ratio), 8)
-        act = config.hidden_act
+        widens, act = config.expand_ratio != 1, config.hidden_act
+        hidden = make_divisible(round(in_channels * config.expand_ratio), 8) if widens else in_channels
         self.use_residual = stride == 1 and in_channels == out_channels
-        self.expand_1x1 = None
-        if config.expand_ratio != 1:
-            self.expand_1x1 = ConvNormAct(hidden, activation=act, name="expand_1x1")
+        self.expand_1x1 = ConvNormAct(hidden, activation=act, name="expand_1x1") if widens else None
         self.conv_3x3 = ConvNormAct(
             hidden, 3, stride=stride, dilation=dilation, depthwise=True, activation=act, name="conv_3x3"
         )

@@ -11,7 +11,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from mobilevit_hub.configuration import STAGE_NAMES, MobileViTV2Config, downsampling_rules
+from mobilevit_hub.architecture import STAGE_NAMES, downsampling_rules
+from mobilevit_hub.configuration import MobileViTV2Config
 from mobilevit_hub.errors import InputError
 
 from .layers import (

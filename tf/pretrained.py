@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
+from mobilevit_hub.architecture import STAGE_NAMES
 from mobilevit_hub.checkpoints import load_config, save_checkpoint
-from mobilevit_hub.configuration import STAGE_NAMES, check_labels, config_from_dict
+from mobilevit_hub.config_fields import check_labels
+from mobilevit_hub.configuration import config_from_dict
 from mobilevit_hub.errors import ConfigError, InputError, MobileViTHubWarning
 from mobilevit_hub.names import HEADS, fit_tensors
 

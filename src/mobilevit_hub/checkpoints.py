@@ -324,7 +324,8 @@ def _warn_about_leftovers(folder: Path, data: dict[str, Any], files: dict[str, b
     except (SourceError, ConfigError, OSError, ValueError):
         return
     left = [n for n in (hub.PROCESSOR_FILE, CARD_FILE) if n not in files and (folder / n).is_file()]
-    if left and any(earlier.get(key) != data.get(key) for key in ("model_type", "id2label")):
+    labels = {str(i): label for i, label in data["id2label"].items()}  # as JSON has them
+    if left and (earlier.get("model_type"), earlier.get("id2label")) != (data["model_type"], labels):
         warnings.warn(
             f"{folder}: {' and '.join(left)} of the earlier checkpoint stay beside the new weights; pass processor= "
             "and card= to replace them.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import logging
 import os
 import signal
 import sys
@@ -81,6 +82,8 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    # Its line per retry says nothing that our one message does not say.
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
 
 
 def _plain(text: str) -> str:
@@ -137,7 +140,7 @@ def build_parser() -> argparse.ArgumentParser:
         "train",
         train_command,
         "Train or fine-tune a classifier on labelled photos.",
-        "mobilevit-hub train photos/ --output my-model --model mobilevit-s --epochs 20\n"
+        "mobilevit-hub train photos/ --output my-model --model mobilevit-s --epochs 20  # photos/cat/1.jpg …\n"
         "  mobilevit-hub train data.parquet --output out --from-scratch --size-schedule 64:8,128:2\n"
         "  mobilevit-hub train photos/ --output my-model --model mobilevit-s --epochs 20 --resume",
     )
@@ -221,7 +224,7 @@ def list_command(arguments: argparse.Namespace) -> int:
             f"{p.macs / 1e9:.2f} G" if p.macs else "–",
             f"{p.score:.1f} {p.metric}" if p.score is not None else "–",
             str(p.resolution),
-            "yes" if p.loadable else "not yet",
+            "yes" if p.loadable else "no file" if p.task == "image-classification" else "not yet",
         ]
         for p in presets
     ]

@@ -2,183 +2,30 @@
 
 Both extend the configs of transformers: same `model_type`, same field names, so a folder written by
 either library opens in the other. New fields default to what Apple's published networks do.
-
-What both frameworks must agree on and is not tensor code lives here too: channel widths,
-strides and dilations.
 """
 
 from __future__ import annotations
 
 import difflib
 import itertools
-import unicodedata
 import warnings
 from collections.abc import Iterator
 from dataclasses import fields as dataclass_fields
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from transformers import MobileViTConfig as StockMobileViTConfig
 from transformers import MobileViTV2Config as StockMobileViTV2Config
 from transformers import PretrainedConfig
 
+from .architecture import make_divisible
+from .config_fields import CODE_KEYS, FOREIGN_KEYS, V1_RULES, V2_RULES, check_labels, same_labels
 from .errors import ConfigError, MobileViTHubWarning
 from .json_files import read_json
-from .rules import Rule, either, fail, flag, integer, number, one_of, optional, several, whole
+from .rules import Rule, fail
 
 MAX_PARAMETERS = 500_000_000
-MAX_LABELS = 100_000
-MAX_LABEL_LENGTH = 512
-ACTIVATIONS = ("silu", "swish", "relu", "gelu")
-OUTPUT_STRIDES = (8, 16, 32)
-STAGE_NAMES = ("stem", "stage1", "stage2", "stage3", "stage4", "stage5")
-
-
-# --------------------------------------------------------------------------------------------------
-# Rules that both frameworks follow
-# --------------------------------------------------------------------------------------------------
-
-
-def make_divisible(value: float, divisor: int = 8, minimum: int | None = None) -> int:
-    """Rounds a channel count to a multiple of `divisor` without losing more than 10 % (Apple's rule)."""
-    rounded = max(minimum or divisor, int(value + divisor / 2) // divisor * divisor)
-    return rounded + divisor if rounded < 0.9 * value else rounded
-
-
-class DownsamplingRule(NamedTuple):
-    """How one of the three MobileViT stages treats space."""
-
-    stride: int
-    """Stride of the inverted residual that opens the stage."""
-    dilation: int
-    """Dilation of that inverted residual's depthwise convolution."""
-    block_dilation: int
-    """Dilation of the 3×3 convolution in the MobileViTV2 block; version 1 never dilates it."""
-
-
-def downsampling_rules(output_stride: int) -> tuple[DownsamplingRule, ...]:
-    """Strides and dilations of stages 3, 4 and 5 for an output stride of 8, 16 or 32.
-
-    Apple's rule: stage 5 (and stage 4 for output stride 8) gives up its stride; its first
-    convolution keeps the dilation so far, everything after it uses the doubled one.
-    """
-    rules, dilation = [], 1
-    for stage in (3, 4, 5):
-        if 2**stage <= output_stride:
-            rules.append(DownsamplingRule(2, dilation, dilation))
-        else:
-            rules.append(DownsamplingRule(1, dilation, 2 * dilation))
-            dilation *= 2
-    return tuple(rules)
-
-
-# --------------------------------------------------------------------------------------------------
-# Field rules
-# --------------------------------------------------------------------------------------------------
-
-_PROBABILITY = number(0, 1, open_high=True)
-_RATIO = number(0, 16, open_low=True)
-
-_SHARED_RULES: dict[str, Rule] = {
-    "num_channels": integer(1, 16),
-    "image_size": either(integer(32, 1024), several(integer(32, 1024), 2)),
-    "patch_size": either(integer(1, 8), several(integer(1, 8), 3)),
-    "expand_ratio": _RATIO,
-    "hidden_act": one_of(*ACTIVATIONS),
-    "conv_kernel_size": one_of(1, 3, 5, 7),
-    "output_stride": one_of(*OUTPUT_STRIDES),
-    "n_attn_blocks": several(integer(1, 16), 3),
-    "hidden_dropout_prob": _PROBABILITY,
-    "classifier_dropout_prob": _PROBABILITY,
-    "ffn_dropout": _PROBABILITY,
-    "layer_norm_eps": number(0, 0.1, open_low=True),
-    "initializer_range": number(0, 1),
-    "aspp_out_channels": integer(1, 4096),
-    "atrous_rates": several(integer(1, 64), 1, 8),
-    "aspp_dropout_prob": _PROBABILITY,
-    "semantic_loss_ignore_index": integer(-100, 65535),
-    "dtype": optional(lambda name, value: _dtype(name, value)),
-    "output_hidden_states": optional(flag),
-    "return_dict": optional(flag),
-    "problem_type": optional(one_of("regression", "single_label_classification", "multi_label_classification")),
-    "num_labels": integer(0, MAX_LABELS),
-    "id2label": lambda name, value: check_labels(value) if value else value,
-}
-
-_V1_RULES: dict[str, Rule] = _SHARED_RULES | {
-    "hidden_sizes": several(integer(8, 1024), 3),
-    "neck_hidden_sizes": several(integer(1, 4096), 7),
-    "num_attention_heads": integer(1, 64),
-    "attention_head_size": optional(integer(1, 1024)),
-    "mlp_ratio": _RATIO,
-    "attention_probs_dropout_prob": _PROBABILITY,
-    "qkv_bias": flag,
-    "use_fusion": flag,
-}
-
-_V2_RULES: dict[str, Rule] = _SHARED_RULES | {
-    "base_attn_unit_dims": several(integer(8, 2048), 3),
-    "width_multiplier": number(0.25, 4),
-    "ffn_multiplier": whole(1, 16),
-    "attn_dropout": _PROBABILITY,
-    "attn_norm": one_of("group", "layer"),
-    "odd_map": one_of("apple", "stock"),
-}
-
-# Starts of the keys of a config file that name code or choose it; never acted on. An attention
-# "implementation" can be a Hub repository whose kernels transformers would run.
-_CODE_KEYS = (
-    "auto_map", "trust_remote_code", "custom_pipelines", "quantization_config", "_auto_class",
-    "attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation",
-)  # fmt: skip
-# Keys that transformers itself writes or once wrote, and that are not fields.
-_FOREIGN_KEYS = {
-    "model_type", "transformers_version", "_name_or_path", "name_or_path", "torch_dtype", "attn_implementation",
-    "_commit_hash", "save_id", "use_return_dict", "output_attentions", "out_features", "out_indices",
-    "_out_features", "_out_indices", "task_specific_params",
-    "use_cache",  # Trainer sets it
-    "mlp_ratio",  # stands in published version 2 configs, without effect there
-}  # fmt: skip
-
-
-def _dtype(name: str, value: Any) -> Any:
-    text = str(value).removeprefix("torch.")
-    if text not in ("float32", "float16", "bfloat16"):
-        raise fail(name, value, "float32, float16 or bfloat16")
-    return value
-
-
-def check_labels(id2label: Any) -> dict[int, str]:
-    """Returns `id2label` with integer keys 0 … n−1 in order, or raises `ConfigError`."""
-    if not isinstance(id2label, dict) or not 1 <= len(id2label) <= MAX_LABELS:
-        raise fail("id2label", id2label, f"an object with 1 to {MAX_LABELS} labels")
-    labels: dict[int, str] = {}
-    for key, label in id2label.items():
-        text = str(key)
-        if not (text.isascii() and text.isdigit()) or isinstance(key, bool):
-            raise fail("id2label", key, "whole numbers as keys")
-        if not isinstance(label, str) or len(label) > MAX_LABEL_LENGTH:
-            raise fail(f"id2label[{key}]", label, f"text of at most {MAX_LABEL_LENGTH} characters")
-        if any(unicodedata.category(c) in ("Cc", "Cs") for c in label):
-            raise fail(f"id2label[{key}]", label, "text without control characters")
-        labels[int(text)] = label
-    gaps = sorted(set(range(len(id2label))) - set(labels))
-    if gaps:
-        raise ConfigError(
-            f"id2label has {len(id2label)} labels but no label {gaps[0]}; expected the keys 0 to {len(id2label) - 1}.",
-            field="id2label",
-            found=sorted(labels)[:5],
-            expected=f"0 to {len(id2label) - 1}",
-        )
-    return {i: labels[i] for i in range(len(labels))}
-
-
-def _same_labels(label2id: Any, id2label: dict[int, str]) -> bool:
-    """Whether the maps agree; of a label that stands twice, `label2id` may name either index."""
-    if not isinstance(label2id, dict) or set(label2id) != set(id2label.values()):
-        return False
-    return all(type(i) is int and id2label.get(i) == label for label, i in label2id.items())
 
 
 class _CheckedConfig:
@@ -205,7 +52,7 @@ class _CheckedConfig:
                     expected=len(values["id2label"]),
                 )
             values.pop("num_labels", None)
-            if ids is not None and not _same_labels(ids, values["id2label"]):
+            if ids is not None and not same_labels(ids, values["id2label"]):
                 warnings.warn(
                     "label2id contradicts id2label; id2label is used.",
                     MobileViTHubWarning,
@@ -230,7 +77,7 @@ class _CheckedConfig:
 
     @classmethod
     def _warn_about_unknown(cls, values: dict[str, Any]) -> None:
-        known = cls.known_fields() | _FOREIGN_KEYS
+        known = cls.known_fields() | FOREIGN_KEYS
         for name in values:
             if name in known:
                 continue
@@ -365,7 +212,7 @@ class MobileViTConfig(_CheckedConfig, StockMobileViTConfig):
     Source: MobileViT, arXiv 2110.02178.
     """
 
-    field_rules = _V1_RULES
+    field_rules = V1_RULES
     new_defaults = {
         "n_attn_blocks": [2, 4, 3],
         "attention_head_size": None,
@@ -420,7 +267,7 @@ class MobileViTV2Config(_CheckedConfig, StockMobileViTV2Config):
     Source: Separable Self-attention for Mobile Vision Transformers, arXiv 2206.02680.
     """
 
-    field_rules = _V2_RULES
+    field_rules = V2_RULES
     new_defaults = {"hidden_dropout_prob": 0.0, "attn_norm": "group", "odd_map": "apple"}
 
     def __init__(self, **values: Any) -> None:
@@ -486,7 +333,7 @@ def config_from_dict(
             expected=accepted,
         )
     cls = CONFIG_CLASSES[model_type]
-    ignored = [k for k in data if k.startswith(_CODE_KEYS)]
+    ignored = [k for k in data if k.startswith(CODE_KEYS)]
     if ignored:
         warnings.warn(
             f"{path}: {', '.join(ignored)} would choose code to run and is ignored.",

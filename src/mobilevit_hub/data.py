@@ -50,7 +50,7 @@ class LabelledImages:
                 "(a folder with one sub-folder per class has both).",
                 field="data",
             )
-        self.name, self.is_split = name, is_split
+        self.name, self.is_split, self._dataset = name, is_split, dataset
         self.label_names: list[str] = list(columns[label_columns[0]].names)
         self._images = dataset.cast_column(image_columns[0], ImageFeature(decode=False)).select_columns(
             [image_columns[0]]
@@ -86,6 +86,29 @@ class LabelledImages:
     def in_memory(self) -> bool:
         """Whether the decoded photos are kept."""
         return self._decoded is not None
+
+    def hold_out(self, share: float = 0.1, seed: int = 0) -> tuple[LabelledImages, LabelledImages]:
+        """Divides the photos of each class at random into a part to train on and a part to measure on.
+
+        Args:
+            share: Share of each class that is held out, at least one photo.
+            seed: The same seed gives the same division.
+
+        Raises:
+            InputError: A class has fewer than two photos.
+        """
+        rng, held_out = np.random.default_rng(seed), np.zeros(len(self), dtype=bool)
+        for label, name in enumerate(self.label_names):
+            members = np.flatnonzero(self.labels == label)
+            if 0 < len(members) < 2:
+                raise InputError(
+                    f"{self.name}: class {name!r} has one photo; to hold out photos for validation, each class needs "
+                    "two or more. Or pass --validation DATA.",
+                    field="validation",
+                )
+            held_out[rng.permutation(members)[: max(1, round(share * len(members)))]] = True
+        train, validation = (self._dataset.select(np.flatnonzero(part)) for part in (~held_out, held_out))
+        return LabelledImages(train, self.name), LabelledImages(validation, self.name)
 
     def keep_in_memory(self, progress: bool = True) -> bool:
         """Decodes all photos once when they fit into 4 GiB, so that training never waits for decoding.

@@ -123,7 +123,8 @@ def _explained(repo_id: str, filename: str, options: dict[str, Any]) -> Iterator
             ) from error
         raise OfflineError(
             f"{filename} of {repo_id!r} (revision {revision}) is not in the cache {os.fspath(cache)!r} and "
-            f"{constants.ENDPOINT} cannot be reached. Check the network, or copy a filled cache folder here.",
+            f"{constants.ENDPOINT} cannot be reached. Check the network, or copy a filled cache folder here; "
+            "'mobilevit-xxs-tiny-imagenet' needs no network.",
             path=repo_id,
         ) from error
     except hub_errors.RevisionNotFoundError as error:

@@ -54,6 +54,7 @@ def draw_learning_curve(history: list[dict[str, Any]], path: str | Path) -> None
     axes.set_xlabel("epoch")
     axes.set_ylabel("training loss", color=GREY)
     axes.grid(alpha=0.25)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     right = axes.twinx()
     if scores:
         epochs, top1, top5 = zip(*scores, strict=True)
@@ -64,7 +65,7 @@ def draw_learning_curve(history: list[dict[str, Any]], path: str | Path) -> None
     right.set_ylim(0, 100)
     right.set_ylabel("validation accuracy (%)")
     handles = [*axes.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]]
-    axes.legend(handles=handles, loc="center right", frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
     _save_figure(figure, path)
 
 

@@ -16,7 +16,8 @@ from transformers.modeling_outputs import (
     ImageClassifierOutputWithNoAttention,
 )
 
-from ..configuration import MobileViTConfig, downsampling_rules
+from ..architecture import downsampling_rules
+from ..configuration import MobileViTConfig
 from .layers import (
     ACTIVATIONS,
     ConvNormAct,

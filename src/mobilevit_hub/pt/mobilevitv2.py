@@ -15,7 +15,8 @@ from transformers.modeling_outputs import (
     ImageClassifierOutputWithNoAttention,
 )
 
-from ..configuration import MobileViTV2Config, downsampling_rules
+from ..architecture import downsampling_rules
+from ..configuration import MobileViTV2Config
 from ..errors import InputError
 from .layers import (
     ConvNormAct,

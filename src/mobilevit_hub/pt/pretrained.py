@@ -18,8 +18,10 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BackboneOutput
 
+from ..architecture import STAGE_NAMES
 from ..checkpoints import CARD_FILE, load_config, open_checkpoint, save_checkpoint
-from ..configuration import STAGE_NAMES, check_labels, config_from_dict
+from ..config_fields import check_labels
+from ..configuration import config_from_dict
 from ..errors import ConfigError, InputError, MobileViTHubWarning
 from ..hub import CONFIG_FILE, PROCESSOR_FILE, WEIGHT_FILES
 from ..names import HEADS, fit_tensors

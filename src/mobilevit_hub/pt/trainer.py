@@ -207,6 +207,11 @@ class _UpdateAverage(TrainerCallback):
 class _Progress(ProgressCallback):
     """Bars and scores on stderr; transformers prints every record to stdout, where the result goes."""
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **options: Any) -> None:
+        super().on_train_begin(args, state, control, **options)
+        if state.global_step:
+            tqdm.write(f"continuing at step {state.global_step:,} of {state.max_steps:,}", file=sys.stderr)
+
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if self.training_bar is None:
             return

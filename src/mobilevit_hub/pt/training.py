@@ -27,6 +27,9 @@ from ..recipes import Recipe, get_recipe
 from ..reports import draw_learning_curve, training_card, write_json
 from .trainer import EvaluationImages, RecipeTrainer, TrainingImages, five_best, top_scores
 
+# Share of each class that is measured on when the data has no validation part.
+HELD_OUT = 0.1
+
 
 def last_complete_checkpoint(folder: Path) -> tuple[Path | None, dict[str, Any]]:
     """The newest checkpoint that was written to its end, and its state; `trainer_state.json` is written last."""
@@ -75,11 +78,12 @@ def train(
         model: Checkpoint to start from, or whose architecture to use: alias, folder or Hub id.
         from_scratch: Start from random weights instead of the checkpoint's.
         recipe: How to train; default: the `"finetune"` recipe.
-        validation: Labelled photos to evaluate on; default: the validation split of `data`.
+        validation: Labelled photos to evaluate on; default: the validation split of `data`, or a tenth of each
+            class, held out, when it has none.
         config: Config fields to change, e.g. `{"output_stride": 16}`.
         resume: Continue the last complete checkpoint of `output`.
         workers: Processes that prepare photos; 0 is best when the decoded photos fit into memory.
-        save_steps: Steps between two checkpoints.
+        save_steps: Largest number of steps between two checkpoints; small data is saved about once an epoch.
         progress: Whether to show progress bars.
         command: The command line, for the card.
 
@@ -125,10 +129,12 @@ def train(
     images = open_images(data, "train")
     held_out = open_images(validation or data, "validation")
     if validation is None and not held_out.is_split:
-        raise InputError(
-            f"{data} has no validation photos; pass --validation DATA, or make two folders in it, train and "
-            "validation.",
-            field="validation",
+        images, held_out = images.hold_out(HELD_OUT, recipe.seed)
+        warnings.warn(
+            f"{data} has no validation photos; {len(held_out)} of its photos, {HELD_OUT:.0%} of each class, are held "
+            "out to measure on.",
+            MobileViTHubWarning,
+            stacklevel=2,
         )
     if held_out.label_names != images.label_names:
         raise InputError(
@@ -167,7 +173,8 @@ def train(
         use_cpu=not accelerated,
         eval_strategy="epoch",
         save_strategy="steps",
-        save_steps=save_steps,
+        # Small data: about once an epoch, or a short run would have nothing to resume from.
+        save_steps=min(save_steps, max(20, steps_per_epoch)),
         save_total_limit=2,
         logging_steps=max(1, min(50, steps_per_epoch)),
         dataloader_num_workers=workers,
