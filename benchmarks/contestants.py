@@ -1,14 +1,15 @@
-"""One contestant of an inference benchmark, in a process of its own: run by `keras_inference.py`.
+"""One contestant of a benchmark, in a process of its own: run by `processes.py`.
 
     python contestants.py NAME NETWORK WEIGHTS SIZE THREADS
 
-Reads questions and writes answers, a line of JSON each: `["logits", B]` → the logits of B images;
-`["time", WHAT, B, CALLS]` → milliseconds of each call; no more lines: the end. Needs only NumPy and the
-library it measures, since those live in different environments.
+Reads questions and writes answers, a line of JSON each: `["result", WHAT, B]` → what the function returns
+for B images; `["time", WHAT, B, CALLS]` → milliseconds of each call; no more lines: the end. Needs only
+NumPy and the library it measures, since those live in different environments.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -20,34 +21,49 @@ from typing import Any
 import numpy as np
 
 SEED = 7
+LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.01
+Functions = dict[str, Callable[[np.ndarray], Any]]
 
 
+@functools.lru_cache
 def images(count: int, size: int) -> np.ndarray:
     """The same noise in every process, `(count, size, size, 3)` in [0, 1]."""
     return np.random.default_rng(SEED).random((count, size, size, 3), np.float32)
 
 
-# --- the contestants: each returns functions from images to logits, by what they measure -----------------------------
+# --- inference: each returns a function from images to logits, and what is timed besides "call" ----------------------
 
 
-def ours(network: str, weights: Path, threads: int, *, fused: bool) -> dict[str, Callable[[np.ndarray], Any]]:
-    """The Keras twin: its inference form, or the trainable model under `tf.function`."""
-    import tensorflow as tf
-
-    set_tensorflow_threads(tf, threads)
-    from mobilevit_hub import tf as twin
+def fused(network: str, weights: Path, threads: int) -> Functions:
+    """The Keras twin's inference form."""
+    model = keras_twin(network, weights, threads)
     from mobilevit_hub.tf.inference import fuse
 
-    cls = twin.TFMobileViTV2ForImageClassification if "v2" in network else twin.TFMobileViTForImageClassification
-    model = cls.from_pretrained(weights)
-    if fused:
-        form = fuse(model)
-        return {"call": lambda x: form(x).numpy(), "predict": form.predict}
+    form = fuse(model)
+    return {"call": lambda x: form(x).numpy(), "predict": form.predict}
+
+
+def plain(network: str, weights: Path, threads: int) -> Functions:
+    """The Keras twin's trainable model under `tf.function`."""
+    model = keras_twin(network, weights, threads)
+    import tensorflow as tf
+
     compiled = tf.function(lambda x: model(x, training=False))
     return {"call": lambda x: compiled(x).numpy()}
 
 
-def kecam(network: str, weights: Path, threads: int) -> dict[str, Callable[[np.ndarray], Any]]:
+def keras_twin(network: str, weights: Path, threads: int) -> Any:
+    """The trainable Keras model."""
+    import tensorflow as tf
+
+    set_tensorflow_threads(tf, threads)
+    from mobilevit_hub import tf as twin
+
+    cls = twin.TFMobileViTV2ForImageClassification if "v2" in network else twin.TFMobileViTForImageClassification
+    return cls.from_pretrained(weights)
+
+
+def kecam(network: str, weights: Path, threads: int) -> Functions:
     """keras-cv-attention-models on tf-keras, under `tf.function`."""
     os.environ["TF_USE_LEGACY_KERAS"] = "1"
     import tensorflow as tf
@@ -68,53 +84,93 @@ def kecam(network: str, weights: Path, threads: int) -> dict[str, Callable[[np.n
     return {"call": lambda x: compiled(x).numpy()}
 
 
-def transformers(network: str, weights: Path, threads: int) -> dict[str, Callable[[np.ndarray], Any]]:
+def transformers(network: str, weights: Path, threads: int) -> Functions:
     """Stock transformers, channels_last."""
     import torch
     from transformers import AutoModelForImageClassification
 
-    model = AutoModelForImageClassification.from_pretrained(weights)
-    return {"call": pytorch_call(torch, model, threads, lambda outputs: outputs.logits)}
+    torch.set_num_threads(threads)
+    model = AutoModelForImageClassification.from_pretrained(weights).eval().to(memory_format=torch.channels_last)
+    return {"call": without_gradients(torch, lambda x: model(x).logits)}
 
 
-def timm(network: str, weights: Path, threads: int) -> dict[str, Callable[[np.ndarray], Any]]:
+def timm(network: str, weights: Path, threads: int) -> Functions:
     """timm, channels_last."""
     import torch
     from torchvision_stand_in import import_without_torchvision
 
+    torch.set_num_threads(threads)
     name = network.replace("-", "_")
     if "v2" in network:
         name = f"mobilevitv2_{round(float(network.removeprefix('mobilevitv2-')) * 100):03}"
     model = import_without_torchvision("timm").create_model(name)
     model.load_state_dict({key: torch.from_numpy(array) for key, array in np.load(weights).items()}, strict=True)
-    return {"call": pytorch_call(torch, model, threads, lambda outputs: outputs)}
+    model.eval().to(memory_format=torch.channels_last)
+    return {"call": without_gradients(torch, model)}
 
 
-CONTESTANTS = {
-    "fused": lambda *arguments: ours(*arguments, fused=True),
-    "plain": lambda *arguments: ours(*arguments, fused=False),
-    "kecam": kecam,
-    "transformers": transformers,
-    "timm": timm,
-}
+def without_gradients(torch: Any, model: Callable[[Any], Any]) -> Callable[[np.ndarray], np.ndarray]:
+    """A PyTorch model that takes channels-last arrays as they lie in memory."""
+
+    def call(array: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return model(torch.from_numpy(array).permute(0, 3, 1, 2)).numpy()
+
+    return call
+
+
+# --- training: each also returns a step that learns from a batch, and returns the loss before it ----------------------
+
+
+def keras_training(network: str, weights: Path, threads: int) -> Functions:
+    """The Keras twin: the step of `fit`."""
+    model = keras_twin(network, weights, threads)
+    import keras
+
+    optimizer = keras.optimizers.AdamW(LEARNING_RATE, weight_decay=WEIGHT_DECAY, epsilon=1e-8)
+    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return {
+        "call": lambda x: keras.ops.convert_to_numpy(model(x, training=False)),
+        "step": lambda x: model.train_on_batch(x, np.arange(len(x))),
+    }
+
+
+def torch_training(network: str, weights: Path, threads: int, *, channels_last: bool = False) -> Functions:
+    """The PyTorch twin, eager."""
+    import torch
+
+    from mobilevit_hub.pt import MobileViTForImageClassification, MobileViTV2ForImageClassification
+
+    torch.set_num_threads(threads)
+    cls = MobileViTV2ForImageClassification if "v2" in network else MobileViTForImageClassification
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    model = cls.from_pretrained(weights).to(memory_format=layout)
+    optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+
+    def step(array: np.ndarray) -> float:
+        model.train()
+        pixels = torch.from_numpy(array).permute(0, 3, 1, 2).contiguous(memory_format=layout)
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(model(pixels).logits, torch.arange(len(array)))
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return {"call": without_gradients(torch, lambda x: model.eval()(x).logits), "step": step}
+
+
+def torch_training_channels_last(network: str, weights: Path, threads: int) -> Functions:
+    """The PyTorch twin, eager, with the memory layout that its training command uses."""
+    return torch_training(network, weights, threads, channels_last=True)
+
+
+CONTESTANTS = (fused, plain, kecam, transformers, timm, keras_training, torch_training, torch_training_channels_last)
 
 
 def set_tensorflow_threads(tf: Any, threads: int) -> None:
     """Threads of one operation, and operations at a time."""
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
-
-
-def pytorch_call(torch: Any, model: Any, threads: int, logits: Callable[[Any], Any]) -> Callable[[np.ndarray], Any]:
-    """A PyTorch model that takes channels-last arrays as they are in memory."""
-    torch.set_num_threads(threads)
-    model.eval().to(memory_format=torch.channels_last)
-
-    def call(array: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            return logits(model(torch.from_numpy(array).permute(0, 3, 1, 2))).numpy()
-
-    return call
 
 
 # --- questions and answers -------------------------------------------------------------------------------------------
@@ -126,24 +182,26 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     name, network, weights, size, threads = sys.argv[1:]
-    functions = CONTESTANTS[name](network, Path(weights), int(threads))
-    batches: dict[int, np.ndarray] = {}
+    functions = {contestant.__name__: contestant for contestant in CONTESTANTS}[name](
+        network, Path(weights), int(threads)
+    )
     answers.write(json.dumps(sorted(functions)) + "\n")
     for line in sys.stdin:
-        question, *arguments = json.loads(line)
-        if question == "logits":
-            answer = functions["call"](images(arguments[0], int(size))).tolist()
+        question, what, count, *calls = json.loads(line)
+        batch = images(count, int(size))
+        if question == "result":
+            answer = np.asarray(functions[what](batch)).tolist()
         else:
-            what, count, calls = arguments
-            if count not in batches:
-                batches[count] = images(count, int(size))
-            answer = []
-            for _ in range(calls):
-                started = time.perf_counter()
-                functions[what](batches[count])
-                answer.append(1000 * (time.perf_counter() - started))
+            answer = [milliseconds(functions[what], batch) for _ in range(*calls)]
             time.sleep(0.01)  # threads that still spin would disturb the next contestant
         answers.write(json.dumps(answer) + "\n")
+
+
+def milliseconds(function: Callable[[np.ndarray], Any], batch: np.ndarray) -> float:
+    """How long one call takes."""
+    started = time.perf_counter()
+    function(batch)
+    return 1000 * (time.perf_counter() - started)
 
 
 if __name__ == "__main__":

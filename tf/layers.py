@@ -25,7 +25,8 @@ def children_of(layer: Any) -> Iterator[tuple[str, Any]]:
 
     An attribute whose name Keras keeps for itself (`output`) carries an underscore.
     """
-    for attribute, value in vars(layer).items():
+    # On the torch backend a layer is a module, which keeps those inside apart.
+    for attribute, value in (vars(layer) | vars(layer).get("_modules", {})).items():
         if attribute.startswith("_"):
             continue
         if isinstance(value, keras.layers.Layer):
