@@ -36,6 +36,7 @@ from mobilevit_hub.errors import (
     NotFoundError,
     SaveError,
 )
+from mobilevit_hub.presets import list_presets
 from mobilevit_hub.tensors import read_tensors, to_safetensors
 
 pytestmark = [pytest.mark.tf, QUIET]
@@ -95,11 +96,12 @@ def test_both_twins_write_the_same_bytes(version, tmp_path):
 @VERSIONS
 @pytest.mark.parametrize("kind", ["float16", "bfloat16"])
 def test_both_twins_write_the_same_half_precision_bytes(version, kind, tmp_path):
+    import torch
+
     folder = tiny_folder(tmp_path / "first", version)
     model = CLASSIFIERS[version].from_pretrained(folder, dtype=kind)
-    # The classifier of the Keras twin stays in float32, so the bytes are those of PyTorch for equal types only.
-    twin = pytorch_class(version).from_pretrained(folder, dtype=kind)
-    twin.classifier.float()
+    twin = pytorch_class(version).from_pretrained(folder)
+    twin.base_model.to(getattr(torch, kind))  # all but the classifier, which stays in float32 in Keras
     model.save_pretrained(tmp_path / "keras")
     twin.save_pretrained(tmp_path / "torch")
     for name in ("model.safetensors", "config.json"):
@@ -111,8 +113,8 @@ def test_both_twins_write_the_same_half_precision_bytes(version, kind, tmp_path)
 def test_what_keras_writes_opens_in_pytorch_and_in_stock_transformers_and_back(version, tmp_path):
     import transformers
 
-    pixels = images(2, 64, 96)
-    model = tiny(version)
+    pixels = images(2, 64, 128)  # whose maps are even, as stock version 2 needs them
+    model = tiny(version, n_attn_blocks=[2, 4, 3])  # which stock version 1 does not ask for
     expected = run(model, pixels)
     model.save_pretrained(tmp_path / "keras")
     twin = pytorch_class(version).from_pretrained(tmp_path / "keras")
@@ -139,13 +141,10 @@ def test_networks_without_a_classifier_take_the_weights_that_they_need(version, 
     assert same_values(again.backbone, full.backbone)
 
 
-def test_the_embedded_checkpoint_opens_by_its_alias():
-    from mobilevit_hub.presets import get_preset, list_presets
-
-    names = [name for name in list_presets() if get_preset(name).folder and not get_preset(name).unavailable]
-    for name in names:
-        preset = get_preset(name)
-        model = CLASSIFIERS[1 if preset.model_type == "mobilevit" else 2].from_pretrained(name)
+def test_embedded_checkpoints_open_by_their_alias():
+    embedded = [preset for preset in list_presets() if preset.folder and not preset.unavailable]
+    for preset in embedded:
+        model = CLASSIFIERS[1 if preset.model_type == "mobilevit" else 2].from_pretrained(preset.name)
         assert model.config.num_labels == preset.num_labels
 
 
@@ -279,10 +278,11 @@ def test_keras_files_open_in_a_fresh_process(tmp_path):
         np.testing.assert_array_equal(outputs[f"optimizer{version}"], state)
 
 
+@pytest.mark.filterwarnings("ignore:Skipping nested container")
 @VERSIONS
 def test_weights_of_another_network_are_refused_by_keras(version, tmp_path):
     tiny(version).save_weights(tmp_path / "tiny.weights.h5")
-    with pytest.raises(ValueError, match=r"."):
+    with pytest.raises(ValueError, match="classifier"):
         CLASSIFIERS[version](tiny_config(version, num_labels=9)).load_weights(tmp_path / "tiny.weights.h5")
 
 
@@ -291,10 +291,10 @@ def test_a_saved_model_for_any_size(version, tmp_path):
     tf = pytest.importorskip("tensorflow")
     model = tiny(version)
     model.export(tmp_path / "exported", verbose=False)
-    serve = tf.saved_model.load(tmp_path / "exported").serve
+    exported = tf.saved_model.load(tmp_path / "exported")
     for size in ((64, 64), (75, 101)):
         pixels = images(2, *size)
-        np.testing.assert_allclose(serve(pixels).numpy(), run(model, pixels), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(exported.serve(pixels).numpy(), run(model, pixels), rtol=1e-3, atol=1e-4)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -500,7 +500,7 @@ def test_publishing_uploads_what_saving_writes(monkeypatch, tmp_path):
         server.shutdown()
         server.server_close()
     assert address == f"{server.url}/me/new/commit/0123"
-    assert server.created[0]["private"] is True and server.created[0]["name"] == "new"
+    assert server.created[0]["visibility"] == "private" and server.created[0]["name"] == "new"
     assert {token for _, token in server.requests} == {"Bearer hf_of_me"}
     model.save_pretrained(tmp_path, card="# A card\n")
     assert server.files == {path.name: path.read_bytes() for path in tmp_path.iterdir()}

@@ -158,6 +158,11 @@ def test_the_model_is_unchanged_and_still_trains():
     assert difference(model, fuse(model), pixels) < 1e-4 < difference(model, fused, pixels)
 
 
+def test_the_method_of_the_models_does_the_same():
+    model = tiny(2)
+    np.testing.assert_array_equal(model.fuse((64, 128))(images(1, 64, 128)), fuse(model)(images(1, 64, 128)))
+
+
 def test_no_variable_is_left_in_the_graph():
     fused = fuse(tiny(2))
     operations = {operation.type for operation in fused._graph(64, 128).graph.get_operations()}

@@ -1,6 +1,6 @@
 """MobileViT and MobileViTv2 in Keras 3: the twin of `mobilevit_hub.pt`. PyTorch is not needed."""
 
-import os
+import logging
 
 from mobilevit_hub.errors import MissingDependencyError, require
 
@@ -14,18 +14,11 @@ except ModuleNotFoundError as error:
         field=error.name,
     ) from error
 
-# transformers, which has the configs, says when it is first imported that its own models need PyTorch.
-_QUIET = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
-_before = os.environ.get(_QUIET)
-os.environ[_QUIET] = "1"
-try:
-    from .mobilevit import TFMobileViTBackbone, TFMobileViTForImageClassification, TFMobileViTModel
-    from .mobilevitv2 import TFMobileViTV2Backbone, TFMobileViTV2ForImageClassification, TFMobileViTV2Model
-finally:
-    if _before is None:
-        del os.environ[_QUIET]
-    else:
-        os.environ[_QUIET] = _before
+# transformers, which has the configs, says whenever it is imported that its own models need PyTorch.
+logging.getLogger("transformers").addFilter(lambda record: "PyTorch was not found" not in record.getMessage())
+
+from .mobilevit import TFMobileViTBackbone, TFMobileViTForImageClassification, TFMobileViTModel  # noqa: E402
+from .mobilevitv2 import TFMobileViTV2Backbone, TFMobileViTV2ForImageClassification, TFMobileViTV2Model  # noqa: E402
 
 __all__ = [
     "TFMobileViTBackbone",

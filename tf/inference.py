@@ -81,9 +81,8 @@ def folded_convolution(layer: ConvNormAct) -> tuple[np.ndarray, np.ndarray]:
     """Kernel and bias, in float64 and Keras' layout, of a convolution and its BatchNorm together."""
     kernel = _array(layer.convolution.kernel)
     depthwise = isinstance(layer.convolution, keras.layers.DepthwiseConv2D)
-    bias = (
-        _array(layer.convolution.bias) if layer.convolution.use_bias else np.zeros(kernel.shape[2 if depthwise else 3])
-    )
+    channels = kernel.shape[2 if depthwise else 3]
+    bias = _array(layer.convolution.bias) if layer.convolution.use_bias else np.zeros(channels)
     if layer.normalization is not None:
         norm = layer.normalization
         scale = _array(norm.gamma) / np.sqrt(_array(norm.moving_variance) + norm.epsilon)
@@ -190,10 +189,8 @@ def version_1_block(block: MobileViTBlock) -> Function:
     conv_1x1 = as_linear(block.conv_1x1).without_mean()
     layers = [residual(part(layer)) for layer in block.transformer.layer for part in (attention, feed_forward)]
     transformer = _chain([*layers, standardisation(block.layernorm, centred=True)])
-    projection, activation = (
-        as_linear(block.conv_projection).after(block.layernorm),
-        activation_of(block.conv_projection),
-    )
+    projection = as_linear(block.conv_projection).after(block.layernorm)
+    activation = activation_of(block.conv_projection)
     fusion = convolution(block.fusion) if block.fusion is not None else None
     patch, width = block.patch_size, block.width
 
