@@ -25,6 +25,14 @@ if TYPE_CHECKING:
     )
     from .pt.training import train
     from .runtimes import from_pretrained, image_processor, predict
+    from .tf import (
+        TFMobileViTBackbone,
+        TFMobileViTForImageClassification,
+        TFMobileViTModel,
+        TFMobileViTV2Backbone,
+        TFMobileViTV2ForImageClassification,
+        TFMobileViTV2Model,
+    )
 
 # Public name -> module that has it.
 _MODULES = {
@@ -40,6 +48,12 @@ _MODULES = {
     "MobileViTV2Backbone": "pt",
     "MobileViTV2ForImageClassification": "pt",
     "MobileViTV2Model": "pt",
+    "TFMobileViTBackbone": "tf",
+    "TFMobileViTForImageClassification": "tf",
+    "TFMobileViTModel": "tf",
+    "TFMobileViTV2Backbone": "tf",
+    "TFMobileViTV2ForImageClassification": "tf",
+    "TFMobileViTV2Model": "tf",
     "train": "pt.training",
     "from_pretrained": "runtimes",
     "image_processor": "runtimes",
@@ -56,6 +70,12 @@ __all__ = [
     "MobileViTV2Config",
     "MobileViTV2ForImageClassification",
     "MobileViTV2Model",
+    "TFMobileViTBackbone",
+    "TFMobileViTForImageClassification",
+    "TFMobileViTModel",
+    "TFMobileViTV2Backbone",
+    "TFMobileViTV2ForImageClassification",
+    "TFMobileViTV2Model",
     "__version__",
     "from_pretrained",
     "get_preset",

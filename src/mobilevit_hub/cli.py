@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     verb.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders (searched), or - for standard input")
     verb.add_argument("--model", default=DEFAULT_MODEL, help="alias, folder or Hub id (default: %(default)s)")
+    _add_framework(verb)
     verb.add_argument("--top", type=int, default=5, metavar="K", help="labels per image (default: %(default)s)")
     verb.add_argument("--strict", action="store_true", help="stop at the first image that cannot be read")
     _add_hub_options(verb)
@@ -145,6 +147,7 @@ def build_parser() -> argparse.ArgumentParser:
     verb.add_argument("data", help="folder of class folders, parquet files, or Hub id")
     verb.add_argument("--output", required=True, metavar="FOLDER", help="folder to write")
     verb.add_argument("--model", default="mobilevit-xxs", help="start from, or build like (default: %(default)s)")
+    _add_framework(verb)
     verb.add_argument("--from-scratch", action="store_true", help="start from random weights")
     verb.add_argument("--validation", metavar="DATA", help="validation photos (default: validation split of DATA)")
     verb.add_argument("--recipe", default="finetune", choices=list(RECIPES), help="default: %(default)s")
@@ -175,6 +178,10 @@ def _verb(verbs: Any, name: str, run: Any, purpose: str, examples: str) -> argpa
     verb.add_argument("--debug", action="store_true", help="show tracebacks and all warnings")
     verb.set_defaults(run=run)
     return verb
+
+
+def _add_framework(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--framework", choices=("pt", "tf"), default="pt", help="PyTorch or Keras (default: %(default)s)")
 
 
 def _add_hub_options(verb: argparse.ArgumentParser) -> None:
@@ -310,7 +317,7 @@ def predict_command(arguments: argparse.Namespace) -> int:
     from .runtimes import Classifier
 
     sources = list(_image_sources(arguments.images))
-    classifier = Classifier(arguments.model, **_hub_options(arguments))
+    classifier = Classifier(arguments.model, runtime=arguments.framework, **_hub_options(arguments))
     from tqdm import tqdm
 
     show_bar = len(sources) > 1 and not arguments.quiet and sys.stderr.isatty()
@@ -379,10 +386,14 @@ def train_command(arguments: argparse.Namespace) -> int:
         recipe = get_recipe(arguments.recipe, **changes)
     except ConfigError as error:  # here the recipe is what was typed
         raise InputError(error.message, field=error.field, found=error.found) from error
-    from .pt.training import train
-
     config = {"output_stride": arguments.output_stride} if arguments.output_stride else {}
-    log = train(
+    options: dict[str, Any] = {}
+    if arguments.framework == "pt":
+        options = {"workers": arguments.workers, "save_steps": arguments.save_steps}
+    training = import_module(
+        {"pt": "mobilevit_hub.pt.training", "tf": "mobilevit_hub.tf.training"}[arguments.framework]
+    )
+    log = training.train(
         arguments.data,
         arguments.output,
         model=arguments.model,
@@ -391,10 +402,9 @@ def train_command(arguments: argparse.Namespace) -> int:
         validation=arguments.validation,
         config=config,
         resume=arguments.resume,
-        workers=arguments.workers,
-        save_steps=arguments.save_steps,
         progress=not arguments.quiet,
         command=shlex.join([*_launcher(), *sys.argv[1:]]),
+        **options,
     )
     if os.environ.get("RANK", "0") != "0":  # one process of a distributed run speaks
         return 0

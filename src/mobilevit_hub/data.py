@@ -16,6 +16,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from .errors import ImageError, InputError, NotFoundError, require
 from .images import image_files, load_image
+from .recipes import Recipe
 
 SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "val", "test")}
 CACHE_BYTES = 4 * 1024**3
@@ -80,6 +81,11 @@ class LabelledImages:
         except ImageError as error:
             error.message = f"{self.name}: photo {index}: {error.message}"
             raise
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the decoded photos are kept."""
+        return self._decoded is not None
 
     def hold_out(self, share: float = 0.1, seed: int = 0) -> tuple[LabelledImages, LabelledImages]:
         """Divides the photos of each class at random into a part to train on and a part to measure on.
@@ -288,6 +294,36 @@ def random_erase(pixels: np.ndarray, rng: random.Random) -> np.ndarray:
             pixels[top : top + h, left : left + w] = 0
             break
     return pixels
+
+
+def training_photo(
+    images: LabelledImages, key: tuple[int, int, int], recipe: Recipe, channel_order: str, interpolation: str
+) -> tuple[np.ndarray, int]:
+    """One training photo with the recipe's random transforms, and its label.
+
+    Args:
+        images: The photos.
+        key: `(image size, index, seed)`, as `SizedBatches` yields it.
+        recipe: Crop, flip and RandAugment.
+        channel_order: `"rgb"` or `"bgr"`, what the network takes.
+        interpolation: `"bilinear"` or `"bicubic"`.
+
+    Returns:
+        `(size, size, 3)` bytes, and the class index.
+    """
+    size, index, seed = key
+    rng = random.Random(seed)  # noqa: S311 - augmentation, not secrets
+    photo = random_resized_crop(images[index], size, rng, (recipe.crop_area, 1.0), interpolation=interpolation)
+    if recipe.rand_augment:
+        photo = rand_augment(photo, rng, recipe.rand_augment)
+    pixels = np.asarray(photo)
+    if recipe.flip and rng.random() < 0.5:
+        pixels = pixels[:, ::-1]
+    if recipe.random_erase and rng.random() < recipe.random_erase:
+        pixels = random_erase(pixels, rng)
+    if channel_order == "bgr":
+        pixels = pixels[:, :, ::-1]
+    return pixels, int(images.labels[index])
 
 
 def mix_batch(

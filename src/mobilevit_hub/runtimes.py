@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from .image_processing import MobileViTImageProcessor, processor_for, processor_
 from .presets import Preset, find_preset
 from .recipes import evaluation_resize
 
-FRAMEWORKS = ("pt",)
+FRAMEWORKS = ("pt", "tf")
 TASKS = ("image-classification", "features", "backbone")
 _CLASS_ENDINGS = {"image-classification": "ForImageClassification", "features": "Model", "backbone": "Backbone"}
 
@@ -26,17 +27,19 @@ def model_class(model_type: str, framework: str = "pt", task: str = "image-class
 
     Args:
         model_type: `"mobilevit"` or `"mobilevitv2"`.
-        framework: `"pt"`.
+        framework: `"pt"` for PyTorch, `"tf"` for Keras.
         task: `"image-classification"`, `"features"` or `"backbone"`.
     """
     if framework not in FRAMEWORKS:
         raise InputError(f"framework is {framework!r}; expected one of {', '.join(FRAMEWORKS)}.", field="framework")
     if task not in TASKS:
         raise InputError(f"task is {task!r}; expected one of {', '.join(TASKS)}.", field="task")
+    name = {"mobilevit": "MobileViT", "mobilevitv2": "MobileViTV2"}[model_type] + _CLASS_ENDINGS[task]
+    if framework == "tf":
+        require("keras", "tf", "The Keras models")
+        return getattr(import_module("mobilevit_hub.tf"), f"TF{name}")
     require("torch", "torch", "The PyTorch models")
-    from . import pt
-
-    return getattr(pt, {"mobilevit": "MobileViT", "mobilevitv2": "MobileViTV2"}[model_type] + _CLASS_ENDINGS[task])
+    return getattr(import_module("mobilevit_hub.pt"), name)
 
 
 def from_pretrained(
@@ -46,7 +49,7 @@ def from_pretrained(
 
     Args:
         name: An alias such as `"mobilevit-s"`, a folder, or a Hub id.
-        framework: `"pt"` for PyTorch.
+        framework: `"pt"` for PyTorch, `"tf"` for Keras.
         task: `"image-classification"`, `"features"` (no classifier) or `"backbone"` (feature maps).
         options: As for the class's own `from_pretrained`: `num_labels`, `id2label`, `revision`, …
 
@@ -176,11 +179,16 @@ class Classifier:
                 f"runtime is {runtime!r}; expected one of {', '.join(FRAMEWORKS)}.", field="runtime", found=runtime
             )
         self.processor = image_processor(model, **_places(options))
+        self.framework = runtime
         self.model = from_pretrained(model, framework=runtime, **options)
         self.labels: dict[int, str] = self.model.config.id2label
 
     def probabilities(self, pixel_values: np.ndarray) -> np.ndarray:
         """Maps processed images `(B, 3, H, W)` to probabilities `(B, num_labels)`."""
+        if self.framework == "tf":
+            logits = np.asarray(self.model.predict_on_batch(pixel_values.transpose(0, 2, 3, 1)), np.float32)
+            powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+            return powers / powers.sum(axis=-1, keepdims=True)
         import torch
 
         with torch.inference_mode():

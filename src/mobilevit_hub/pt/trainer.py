@@ -21,7 +21,7 @@ from tqdm import tqdm
 from transformers import EvalPrediction, ProgressCallback, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
-from ..data import LabelledImages, SizedBatches, mix_batch, rand_augment, random_erase, random_resized_crop
+from ..data import LabelledImages, SizedBatches, mix_batch, training_photo
 from ..image_processing import MobileViTImageProcessor
 from ..recipes import Recipe
 from .muon import Muon, is_hidden_matrix
@@ -43,21 +43,8 @@ class TrainingImages(Dataset):
         return len(self.images)
 
     def __getitem__(self, key: tuple[int, int, int]) -> tuple[np.ndarray, int, int]:
-        size, index, seed = key
-        rng = random.Random(seed)  # noqa: S311 - augmentation, not secrets
-        photo = random_resized_crop(
-            self.images[index], size, rng, (self.recipe.crop_area, 1.0), interpolation=self.interpolation
-        )
-        if self.recipe.rand_augment:
-            photo = rand_augment(photo, rng, self.recipe.rand_augment)
-        pixels = np.asarray(photo)
-        if self.recipe.flip and rng.random() < 0.5:
-            pixels = pixels[:, ::-1]
-        if self.recipe.random_erase and rng.random() < self.recipe.random_erase:
-            pixels = random_erase(pixels, rng)
-        if self.channel_order == "bgr":
-            pixels = pixels[:, :, ::-1]
-        return pixels, int(self.images.labels[index]), seed
+        pixels, label = training_photo(self.images, key, self.recipe, self.channel_order, self.interpolation)
+        return pixels, label, key[2]
 
 
 class EvaluationImages(Dataset):

@@ -1,0 +1,146 @@
+"""Small Keras networks, weights and images for the tests of the Keras twin; PyTorch is not imported."""
+
+# ruff: noqa: E402 - what is imported below needs Keras, without which the tests are skipped
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+keras = pytest.importorskip("keras", reason="needs Keras and its backend")
+
+import mobilevit_hub.tf as twin
+import reference
+from mobilevit_hub.tf.pretrained import layers_of, to_keras
+
+from mobilevit_hub.checkpoints import save_checkpoint
+from mobilevit_hub.configuration import MobileViTConfig, MobileViTV2Config, config_from_dict
+
+# TensorFlow and Keras hand NumPy an array in a way that NumPy is about to drop.
+QUIET = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+VERSIONS = pytest.mark.parametrize("version", [1, 2])
+MODELS = {1: twin.TFMobileViTModel, 2: twin.TFMobileViTV2Model}
+CLASSIFIERS = {1: twin.TFMobileViTForImageClassification, 2: twin.TFMobileViTV2ForImageClassification}
+BACKBONES = {1: twin.TFMobileViTBackbone, 2: twin.TFMobileViTV2Backbone}
+STAGES = ["stem", "stage1", "stage2", "stage3", "stage4", "stage5"]
+SMALLEST = {1: "mobilevit_xxs", 2: "mobilevitv2_050"}
+TINY = {
+    1: {"hidden_sizes": [16, 24, 32], "neck_hidden_sizes": [8, 8, 12, 16, 16, 24, 32], "num_attention_heads": 2},
+    2: {"width_multiplier": 0.25},
+}
+
+
+def version_of(variant):
+    return reference.manifest()[variant]["version"]
+
+
+def tiny_config(version, **fields):
+    """A config of version 1 or 2 whose network runs in milliseconds; 7 labels."""
+    cls = MobileViTConfig if version == 1 else MobileViTV2Config
+    return cls(**{**TINY[version], "n_attn_blocks": [1, 1, 1], "num_labels": 7, **fields})
+
+
+def awake_tensors(shapes, seed=0):
+    """A value for every tensor, BatchNorm statistics too, so that no swapped or forgotten one can hide."""
+    rng, tensors = np.random.default_rng(seed), {}
+    for name in sorted(shapes):
+        shape = shapes[name]
+        if name.endswith("num_batches_tracked"):
+            tensors[name] = np.array(100)
+        elif len(shape) == 1:
+            positive = name.endswith(("running_var", "weight"))
+            tensors[name] = (rng.random(shape) + (0.5 if positive else -0.5)).astype(np.float32)
+        else:
+            tensors[name] = (rng.normal(size=shape) * 1.4 / np.prod(shape[1:]) ** 0.5).astype(np.float32)
+    return tensors
+
+
+def shapes_of(model):
+    return {name: weight.shape for name, weight in model.named_weights().items()}
+
+
+def awake(model, seed=0):
+    """Fills every weight of a model."""
+    weights = model.named_weights()
+    for name, value in awake_tensors(shapes_of(model), seed).items():
+        weights[name].variable.assign(to_keras(value, weights[name].kind))
+    return model
+
+
+def tiny(version, **fields):
+    """An awake tiny classifier."""
+    return awake(CLASSIFIERS[version](tiny_config(version, **fields)))
+
+
+def tiny_folder(folder, version, seed=0, **fields):
+    """The folder of an awake tiny classifier."""
+    config = tiny_config(version, **fields)
+    save_checkpoint(folder, awake_tensors(shapes_of(CLASSIFIERS[version](config)), seed), config)
+    return folder
+
+
+def reference_folder(folder, variant):
+    """The folder of a full network with the weights of the rule."""
+    save_checkpoint(folder, reference.state_dict(variant), config_from_dict(reference.config(variant)))
+    return folder
+
+
+def images(count, height, width, seed=0, channels=3):
+    """Noise in [0, 1], `(count, height, width, channels)` float32."""
+    return np.random.default_rng(seed).random((count, height, width, channels), dtype=np.float32)
+
+
+def numpy(output):
+    """Tensors, and dictionaries of them, as arrays."""
+    if isinstance(output, dict):
+        return {name: numpy(value) for name, value in output.items()}
+    return keras.ops.convert_to_numpy(keras.ops.stop_gradient(output))
+
+
+def run(model, pixels, **options):
+    return numpy(model(pixels, training=False, **options))
+
+
+def same_values(one, two):
+    """Two models hold the same values in every weight."""
+    pairs = zip(one.named_weights().items(), two.named_weights().items(), strict=True)
+    return all(a == b and np.array_equal(numpy(v.variable + 0), numpy(w.variable + 0)) for (a, v), (b, w) in pairs)
+
+
+def layers(model, kind):
+    """All layers of a class, at any depth."""
+    found = [layer for _, layer in layers_of(model) if isinstance(layer, kind)]
+    assert found
+    return found
+
+
+HIDE = """
+import sys
+from importlib.machinery import PathFinder
+
+class Hiding(PathFinder):
+    \"\"\"Finds all modules but those that are said not to be installed.\"\"\"
+
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.split(".")[0] in HIDDEN else super().find_spec(name, path, target)
+
+sys.meta_path[:] = [Hiding if finder is PathFinder else finder for finder in sys.meta_path]
+"""
+
+
+def fresh_process(code, *arguments, hide=(), **environment):
+    """Runs Python code in a process of its own, where the modules in `hide` cannot be imported; returns stdout."""
+    if hide:
+        code = f"HIDDEN = {set(hide)!r}{HIDE}{textwrap.dedent(code)}"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **environment}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+        env=env, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done
