@@ -32,10 +32,10 @@ BASE = [
     "transformers>=5.23,<6",
 ]
 EXTRAS = {
-    "torch": ["torch>=2.10"],
+    "torch": ["accelerate>=1.15", "torch>=2.10"],
     "tf": ["keras>=3.15,<4", "tensorflow>=2.21"],
     "export": [f"{NAME}[tf]", "ai-edge-litert>=2.3", "ai-edge-quantizer>=0.10"],
-    "train": [f"{NAME}[torch]", "accelerate>=1.15", "datasets>=5.2", "matplotlib>=3.11"],
+    "train": ["datasets>=5.2", "matplotlib>=3.11"],
     "eval": ["datasets>=5.2", "evaluate>=0.4.6", "matplotlib>=3.11"],
     "heif": ["pillow-heif>=1.3"],
     "demo": ["gradio>=6.31", "matplotlib>=3.11"],

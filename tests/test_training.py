@@ -22,8 +22,8 @@ from mobilevit_hub.data import open_images
 from mobilevit_hub.errors import ImageError, InputError, MobileViTHubWarning, NotFoundError
 from mobilevit_hub.image_processing import processor_for
 from mobilevit_hub.pt.trainer import RecipeTrainer, TrainingImages
-from mobilevit_hub.pt.training import _build, last_complete_checkpoint, train
 from mobilevit_hub.recipes import get_recipe
+from mobilevit_hub.training import last_complete_checkpoint, starting_network, train
 
 pytestmark = pytest.mark.torch
 
@@ -364,7 +364,11 @@ def test_fine_tuning_starts_from_the_weights(photos, trained, tmp_path):
 
 
 def build(model, from_scratch=True, **changes):
-    return _build(str(model), from_scratch, list(CLASSES), get_recipe(**changes), {})
+    """The network, interpolation and channel order."""
+    make, *look = starting_network(
+        str(model), list(CLASSES), framework="pt", from_scratch=from_scratch, recipe=get_recipe(**changes), changes={}
+    )
+    return make(), *look
 
 
 @pytest.mark.parametrize(("model", "before_classifier"), [("mobilevit-xxs", 0.3), ("mobilevitv2-0.5", None)])
@@ -378,13 +382,13 @@ def test_dropout_is_set_where_the_version_has_it(model, before_classifier):
 @pytest.mark.parametrize(("version", "interpolation"), [(1, "bilinear"), (2, "bicubic")])
 def test_from_scratch_builds_like_a_folder(tmp_path, version, interpolation):
     tiny(version, num_labels=5).float().save_pretrained(tmp_path / "like")
-    network, look = build(tmp_path / "like")
+    network, *look = build(tmp_path / "like")
     own, like = network.state_dict(), weights(tmp_path / "like")
     assert {k: v.shape for k, v in own.items() if "classifier" not in k} == {
         k: v.shape for k, v in like.items() if "classifier" not in k
     }
     assert network.config.id2label == dict(enumerate(CLASSES))
-    assert look == {"interpolation": interpolation, "channel_order": "rgb"}
+    assert look == [interpolation, "rgb"]
     name = next(k for k, v in like.items() if v.dim() == 4)
     assert not torch.equal(own[name], like[name])
 
@@ -420,8 +424,8 @@ EVERYTHING = {"ema_momentum": 0.1, "dropout": 0.1, "mixup": 0.2, "cutmix": 1.0, 
 KILLED_RUN = """
 import json, os, signal, sys
 from mobilevit_hub.pt.trainer import RecipeTrainer
-from mobilevit_hub.pt.training import train
 from mobilevit_hub.recipes import get_recipe
+from mobilevit_hub.training import train
 
 save = RecipeTrainer._save_rng_state
 

@@ -3,102 +3,181 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mobilevit_hub.data import LabelledImages, SizedBatches, mix_batch, open_images, training_photo
+from mobilevit_hub.data import LabelledImages, SizedBatches, mix_batch, open_split, training_photo
+from mobilevit_hub.errors import InputError, require
 from mobilevit_hub.image_processing import MobileViTImageProcessor
 from mobilevit_hub.recipes import Recipe
 from mobilevit_hub.runtimes import image_processor
 
+Batch = list[tuple[int, int, int]]
+"""`(image size, index, seed)` of each photo, as `SizedBatches` yields them."""
+
 
 def image_dataset(
     data: str | Path | LabelledImages,
-    processor: str | Path | MobileViTImageProcessor = "mobilevit-xxs-tiny-imagenet",
+    processor: str | Path | MobileViTImageProcessor,
     *,
     split: str = "train",
     batch_size: int = 32,
     image_size: int | None = None,
     recipe: Recipe | None = None,
-    epoch: int = 0,
     one_hot: bool = False,
     keep_in_memory: bool = True,
+    workers: int = 0,
 ) -> Any:
     """Opens labelled photos for `model.fit`, `model.evaluate` or `model.predict`.
 
-    Training photos get the recipe's random crop, flip, RandAugment, MixUp and CutMix, in another order
-    each epoch, the same as in the PyTorch command. Validation photos get the checkpoint's resize and
+    Training photos get the recipe's random crop, flip, RandAugment, erasing, MixUp and CutMix, in another
+    order each epoch; the same as in the PyTorch command. Validation photos get the checkpoint's resize and
     crop. Both come in the channel order of the checkpoint.
 
     Args:
-        data: Folder of class folders, parquet, Hub id, or what `mobilevit_hub.data.open_images` returned.
-        processor: A checkpoint's name, or its image processor.
+        data: Folder of class folders (or `train/` and `validation/` of such; undivided, a tenth of each
+            class is the validation part), parquet, Hub id, or what `mobilevit_hub.data.open_images` returned.
+        processor: The checkpoint's name, or its image processor.
         split: `"train"` or `"validation"`.
         batch_size: Photos per batch.
-        image_size: Side of the training photos in pixels. Default: the processor's crop.
-        recipe: Random transforms of the training photos. Default: the `"finetune"` recipe.
-        epoch: First epoch; order and transforms depend on it and on the recipe's seed.
-        one_hot: Labels as probabilities `(B, classes)` in place of class numbers `(B,)`; always so with
-            MixUp or CutMix.
-        keep_in_memory: Decode a small data set once, in place of in each epoch.
+        image_size: Side of the training photos in pixels. Default: the processor's.
+        recipe: Random transforms of the training photos, and their seed. Default: the `"finetune"` recipe.
+        one_hot: Labels as probabilities `(B, classes)` in place of class numbers `(B,)`; always so with the
+            recipe's MixUp or CutMix.
+        keep_in_memory: Decode a data set of up to 4 GiB once, in place of in each epoch.
+        workers: Threads that prepare batches; 0: one that works beside the training.
 
     Returns:
-        A `tf.data.Dataset` of `(pixel_values, labels)`, `(B, H, W, 3)` floats in [0, 1], with the
-        attribute `class_names`. Each pass over it is one epoch.
+        A `tf.data.Dataset` of `(pixel_values, labels)`, `(B, H, W, 3)` floats in [0, 1]; each pass over it is
+        one epoch. It has the attributes `class_names`, and `class_weight`: for `model.fit`, as if each class
+        had the same number of photos.
 
     Raises:
         NotFoundError, InputError, ImageError: As for `mobilevit_hub.data.open_images`.
     """
-    import tensorflow as tf
-
-    images = data if isinstance(data, LabelledImages) else open_images(data, split)
+    require("tensorflow", "tf", "image_dataset")
+    recipe = recipe or Recipe()
+    if split not in ("train", "validation"):
+        raise InputError(f"split is {split!r}; expected 'train' or 'validation'.", field="split", found=split)
+    images = data if isinstance(data, LabelledImages) else open_split(data, split, recipe.seed)
     if keep_in_memory and not images.in_memory:
         images.keep_in_memory(progress=False)
     if isinstance(processor, str | Path):
         processor = image_processor(processor)
-    recipe, classes = recipe or Recipe(), len(images.label_names)
-    soft = one_hot or (split == "train" and bool(recipe.mixup or recipe.cutmix))
-    size = processor.crop_size["height"]
     if split == "train":
-        size = image_size or size
-        batches = SizedBatches(len(images), batch_size, [size], recipe.seed)
-        batches.set_epoch(epoch)
-        steps = len(batches)
+        size = image_size or processor.crop_size["height"]
+        one_hot = one_hot or bool(recipe.mixup or recipe.cutmix)
+        order = SizedBatches(len(images), batch_size, [size], recipe.seed)
+
+        def one_epoch() -> Iterator[Batch]:
+            yield from order
+            order.set_epoch(order.epoch + 1)
+
+        photos = training_batches(
+            images, one_epoch, len(order), size, processor, recipe, one_hot=one_hot, workers=workers
+        )
     else:
-        steps = -(-len(images) // batch_size)
+        photos = validation_batches(images, processor, batch_size, one_hot=one_hot, workers=workers)
+    counts = np.bincount(images.labels, minlength=len(images.label_names))
+    photos.class_names = images.label_names
+    photos.class_weight = {
+        index: len(images) / (np.count_nonzero(counts) * count) for index, count in enumerate(counts) if count
+    }
+    return photos
 
-    def training_epoch() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for keys in batches:
-            photos = [
-                training_photo(images, key, recipe, processor.channel_order, processor.interpolation) for key in keys
-            ]
-            pixels = np.stack([photo for photo, _ in photos]).astype(np.float32) / 255
-            labels = np.asarray([label for _, label in photos])
-            if recipe.mixup or recipe.cutmix:
-                rng = random.Random(sum(seed for _, _, seed in keys))  # noqa: S311 - augmentation, not secrets
-                first = pixels.transpose(0, 3, 1, 2)
-                first, labels = mix_batch(first, labels, classes, rng, recipe.mixup, recipe.cutmix)
-                pixels = first.transpose(0, 2, 3, 1)
-            elif soft:
-                labels = np.eye(classes, dtype=np.float32)[labels]
-            yield pixels, labels
-        batches.set_epoch(batches.epoch + 1)
 
-    def validation_epoch() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for first in range(0, len(images), batch_size):
-            part = range(first, min(first + batch_size, len(images)))
-            pixels = processor([images[i] for i in part], data_format="channels_last", return_tensors="np")
-            labels = images.labels[part.start : part.stop]
-            yield pixels["pixel_values"], np.eye(classes, dtype=np.float32)[labels] if soft else labels
+def training_batches(
+    images: LabelledImages,
+    keys: Callable[[], Iterable[Batch]],
+    count: int,
+    size: int,
+    processor: MobileViTImageProcessor,
+    recipe: Recipe,
+    *,
+    one_hot: bool,
+    workers: int = 0,
+) -> Any:
+    """Batches of training photos with the recipe's random transforms, as a `tf.data.Dataset`.
 
-    label = tf.TensorSpec((None, classes), tf.float32) if soft else tf.TensorSpec((None,), tf.int64)
-    dataset = tf.data.Dataset.from_generator(
-        training_epoch if split == "train" else validation_epoch,
-        output_signature=(tf.TensorSpec((None, size, size, 3), tf.float32), label),
-    )
-    dataset = dataset.apply(tf.data.experimental.assert_cardinality(steps)).prefetch(2)
-    dataset.class_names = images.label_names
-    return dataset
+    Args:
+        images: The photos.
+        keys: Called at the start of each pass; which photos, in which order, with which random seeds.
+        count: Batches of a pass.
+        size: Image side in pixels, that of `keys`.
+        processor: Channel order and interpolation.
+        recipe: Random transforms.
+        one_hot: Labels as probabilities; needed for MixUp and CutMix.
+        workers: Threads that prepare batches beside the one that trains.
+    """
+    import tensorflow as tf
+
+    classes = len(images.label_names)
+
+    def prepare(batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        batch = batch.tolist()
+        photos = [training_photo(images, key, recipe, processor.channel_order, processor.interpolation) for key in batch]
+        pixels = np.stack([photo for photo, _ in photos]).astype(np.float32) / 255
+        labels = np.asarray([label for _, label in photos])
+        if not one_hot:
+            return pixels, labels
+        rng = random.Random(sum(seed for _, _, seed in batch))  # noqa: S311 - augmentation, not secrets
+        mixed, targets = mix_batch(pixels.transpose(0, 3, 1, 2), labels, classes, rng, recipe.mixup, recipe.cutmix)
+        return np.ascontiguousarray(mixed.transpose(0, 2, 3, 1)), targets
+
+    def all_keys() -> Iterator[np.ndarray]:
+        yield from (np.asarray(batch, dtype=np.int64) for batch in keys())
+
+    batches = tf.data.Dataset.from_generator(all_keys, output_signature=tf.TensorSpec((None, 3), tf.int64))
+    batches = batches.apply(tf.data.experimental.assert_cardinality(count))
+    return _prepared(batches, prepare, (size, size), classes if one_hot else None, workers)
+
+
+def validation_batches(
+    images: LabelledImages,
+    processor: MobileViTImageProcessor,
+    batch_size: int,
+    *,
+    one_hot: bool,
+    workers: int = 0,
+) -> Any:
+    """Batches of photos as the checkpoint's processor prepares them, in order, as a `tf.data.Dataset`.
+
+    Args:
+        images: The photos.
+        processor: Resize, crop and channel order.
+        batch_size: Photos per batch; the last one may have fewer.
+        one_hot: Labels as probabilities.
+        workers: Threads that prepare batches beside the one that uses them.
+    """
+    import tensorflow as tf
+
+    classes = len(images.label_names)
+
+    def prepare(first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        part = range(int(first), min(int(first) + batch_size, len(images)))
+        pixels = processor([images[i] for i in part], data_format="channels_last", return_tensors="np")["pixel_values"]
+        labels = images.labels[part.start : part.stop]
+        return pixels, np.eye(classes, dtype=np.float32)[labels] if one_hot else labels
+
+    sides = (processor.crop_size["height"], processor.crop_size["width"])
+    firsts = tf.data.Dataset.range(0, len(images), batch_size)
+    return _prepared(firsts, prepare, sides, classes if one_hot else None, workers)
+
+
+def _prepared(
+    batches: Any, prepare: Callable[..., Any], sides: tuple[int, int], classes: int | None, workers: int
+) -> Any:
+    """Runs `prepare` on each element, ahead of its use."""
+    import tensorflow as tf
+
+    def run(batch: Any) -> tuple[Any, Any]:
+        kinds = (tf.float32, tf.int64 if classes is None else tf.float32)
+        pixels, labels = tf.numpy_function(prepare, [batch], kinds)
+        pixels.set_shape((None, *sides, 3))
+        labels.set_shape((None,) if classes is None else (None, classes))
+        return pixels, labels
+
+    return batches.map(run, **({"num_parallel_calls": workers, "deterministic": True} if workers else {})).prefetch(2)

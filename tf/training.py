@@ -1,30 +1,34 @@
-"""Training with `keras.Model.fit`: the command's `--framework tf`, with the recipes of the PyTorch command."""
+"""Training in Keras: `keras.Model.fit` on one or many devices, resumable, with the recipes of the PyTorch command."""
 
 from __future__ import annotations
 
+import json
+import os
 import platform
+import shutil
+import sys
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
+from keras import ops
+from tqdm import tqdm
 
-from mobilevit_hub import runtimes
-from mobilevit_hub.configuration import CONFIG_CLASSES
-from mobilevit_hub.data import SizedBatches, open_images
-from mobilevit_hub.errors import InputError, MobileViTHubWarning
-from mobilevit_hub.image_processing import processor_for
-from mobilevit_hub.json_files import read_json
-from mobilevit_hub.presets import get_preset
-from mobilevit_hub.recipes import Recipe, get_recipe
-from mobilevit_hub.reports import draw_learning_curve, training_card, write_json
+from mobilevit_hub.data import SizedBatches
+from mobilevit_hub.errors import InputError
+from mobilevit_hub.recipes import Recipe
+from mobilevit_hub.reports import write_json
+from mobilevit_hub.training import Run, last_complete_checkpoint
 
-from .data import image_dataset
+from .data import training_batches, validation_batches
+from .pretrained import number_type
+
+WEIGHTS_FILE, AVERAGE_FILE = "state.weights.h5", "average.npz"
 
 
 @keras.saving.register_keras_serializable("mobilevit_hub")
@@ -43,7 +47,6 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
 
     def __call__(self, step: Any) -> Any:
         """The learning rate of a step, counted from 0."""
-        ops = keras.ops
         step = ops.cast(step, "float32")
         warm = step / max(1, self.warmup_steps)
         share = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
@@ -63,11 +66,16 @@ def make_optimizer(recipe: Recipe, model: keras.Model, steps_per_epoch: int) -> 
         recipe: How to train.
         model: Whose variables are trained.
         steps_per_epoch: Steps of one pass over the photos.
+
+    Raises:
+        InputError: The recipe asks for Muon, which is for PyTorch.
     """
     if recipe.muon_learning_rate:
         raise InputError(
-            "muon_learning_rate is for the PyTorch command; leave it at 0 with framework tf.",
+            f"muon_learning_rate is {recipe.muon_learning_rate!r}, but Muon is there in PyTorch only; leave it at 0, "
+            "or take framework 'pt'.",
             field="muon_learning_rate",
+            found=recipe.muon_learning_rate,
         )
     schedule = WarmupCosine(
         recipe.learning_rate,
@@ -76,181 +84,211 @@ def make_optimizer(recipe: Recipe, model: keras.Model, steps_per_epoch: int) -> 
         len(recipe.sizes) * steps_per_epoch,
     )
     optimizer = keras.optimizers.AdamW(
-        schedule,
-        weight_decay=recipe.weight_decay,
-        epsilon=1e-8,
-        global_clipnorm=recipe.clip_norm or None,
-        use_ema=recipe.ema_momentum > 0,
-        ema_momentum=1 - recipe.ema_momentum,
+        schedule, weight_decay=recipe.weight_decay, epsilon=1e-8, global_clipnorm=recipe.clip_norm or None
     )
     if not recipe.decay_all:
         optimizer.exclude_from_weight_decay([v for v in model.trainable_variables if len(v.shape) <= 1])
     return optimizer
 
 
-def train(
-    data: str | Path,
-    output: str | Path,
-    *,
-    model: str = "mobilevit-xxs",
-    from_scratch: bool = False,
-    recipe: Recipe | None = None,
-    validation: str | Path | None = None,
-    config: dict[str, Any] | None = None,
-    resume: bool = False,
-    progress: bool = True,
-    command: str = "",
-) -> dict[str, Any]:
-    """Trains a classifier in Keras and writes the same folder as the PyTorch command.
+def fit(run: Run) -> tuple[Any, dict[str, Any]]:
+    """Trains the network of a run.
+
+    On all visible GPUs, and with the other processes that `TF_CONFIG` names; or under the strategy whose scope
+    it is called in.
 
     Args:
-        data: Labelled photos: folder of class folders, parquet, or Hub id (see `data.open_images`).
-        output: Folder to write: weights, config, processor, card, `training_log.json`,
-            `learning_curve.png`; `checkpoints/` below it is what `resume` continues from.
-        model: Checkpoint to start from, or whose architecture to use.
-        from_scratch: Start from random weights instead of the checkpoint's.
-        recipe: How to train; default: the `"finetune"` recipe.
-        validation: Labelled photos to evaluate on; default: the validation split of `data`.
-        config: Config fields to change, e.g. `{"output_stride": 16}`.
-        resume: Continue after the last complete epoch of `output`.
-        progress: Whether to show progress bars.
-        command: The command line, for the card.
+        run: Recipe, photos and starting network.
 
     Returns:
-        The content of `training_log.json`: settings, history, `top1`, `top5`, `count`, seconds.
+        The trained network, with the weight average where there is one, None in all processes but one; and
+        scores, `steps`, `seconds`, `machine` and `history` for the log.
     """
-    recipe, output, config, started = recipe or get_recipe(), Path(output), config or {}, time.time()
-    checkpoints = output / "checkpoints"
-    saved, state_file = checkpoints / "last.keras", checkpoints / "state.json"
-    if not resume and checkpoints.exists() and any(checkpoints.iterdir()):
-        raise InputError(
-            f"{checkpoints} holds an earlier run; continue it with --resume or choose another output folder.",
-            path=checkpoints,
-        )
+    recipe, started = run.recipe, time.time()
+    strategy = _strategy()
+    devices, is_chief = strategy.num_replicas_in_sync, _is_chief()
+    progress = run.progress and is_chief
+    steps_per_epoch = run.steps_per_epoch(devices)
+    steps = len(recipe.sizes) * steps_per_epoch
+    last, state = last_complete_checkpoint(run.checkpoints) if run.resume else (None, {})
+    if run.resume and last is None:
+        run.warn_of_no_checkpoint()
     keras.utils.set_random_seed(recipe.seed)
-    images, held_out = open_images(data, "train"), open_images(validation or data, "validation")
-    if held_out.label_names != images.label_names:
-        raise InputError(
-            f"Training and validation photos have different classes: {images.label_names[:3]}… and "
-            f"{held_out.label_names[:3]}….",
-            field="validation",
+    with strategy.scope(), number_type("mixed_bfloat16" if recipe.bf16 else None):
+        network = run.build()
+        network.backbone.trainable = not recipe.freeze_backbone
+        optimizer = make_optimizer(recipe, network, steps_per_epoch)
+        network.compile(
+            optimizer=optimizer,
+            loss=keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=recipe.label_smoothing),
+            metrics=[keras.metrics.CategoricalAccuracy("top1"), keras.metrics.TopKCategoricalAccuracy(5, "top5")],
         )
-    for photos in (images, held_out):
-        photos.keep_in_memory(progress)
-    network, look = _build(model, from_scratch, images.label_names, recipe, config)
-    processor = processor_for(*recipe.eval_sizes, look["interpolation"], look["channel_order"])
-    network.config.image_size = recipe.eval_sizes[1]
-    steps_per_epoch = len(SizedBatches(len(images), recipe.batch_size, recipe.sizes))
-    network.compile(
-        optimizer=make_optimizer(recipe, network, steps_per_epoch),
-        loss=keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=recipe.label_smoothing),
-        metrics=["accuracy"],
-    )
-    state: dict[str, Any] = {"epoch": 0, "history": [], "seconds": 0}
-    if resume and state_file.exists():
-        state = read_json(state_file)
-        network = keras.saving.load_model(saved)
-    elif resume:
-        warnings.warn(
-            f"{checkpoints} holds no complete epoch; training starts at the beginning.",
-            MobileViTHubWarning,
-            stacklevel=2,
-        )
-    held_out_photos = image_dataset(held_out, processor, split="validation", batch_size=recipe.batch_size)
-    for epoch in range(state["epoch"], len(recipe.sizes)):
-        photos = image_dataset(
-            images,
-            processor,
-            recipe=recipe,
-            batch_size=recipe.batch_size,
-            image_size=recipe.sizes[epoch],
-            epoch=epoch,
-            one_hot=True,
-        )
-        fitted = network.fit(photos, initial_epoch=epoch, epochs=epoch + 1, verbose=1 if progress else 0)
-        record = {"epoch": epoch + 1, "loss": float(fitted.history["loss"][0])}
-        with _averaged_weights(network):
-            scores = evaluate(network, held_out_photos)
-        state["history"].append(record | {f"eval_{name}": score for name, score in scores.items()})
-        state["seconds"] += round(time.time() - started)
-        started, state["epoch"] = time.time(), epoch + 1
-        checkpoints.mkdir(parents=True, exist_ok=True)
-        network.save(saved.with_suffix(".new.keras"))
-        saved.with_suffix(".new.keras").replace(saved)
-        write_json(state_file, state)
-    if recipe.ema_momentum:
-        network.optimizer.finalize_variable_values(network.trainable_variables)
-    scores = evaluate(network, held_out_photos)
-    log = {
-        "model": Path(model).resolve().name if Path(model).is_dir() else model,
-        "framework": "tf",
-        "from_scratch": from_scratch,
-        "data": Path(data).resolve().name if Path(data).exists() else str(data),
-        "count": len(held_out),
-        "train_count": len(images),
-        **scores,
-        "recipe": asdict(recipe),
-        "config": config,
-        "command": command,
-        "seconds": state["seconds"],
-        "steps": len(recipe.sizes) * steps_per_epoch,
-        "machine": f"{platform.machine()} CPU, TensorFlow",
-        "history": state["history"],
+        optimizer.build(network.trainable_variables)
+    average = WeightAverage(network, recipe.ema_momentum)
+    if last is not None:
+        network.load_weights(last / WEIGHTS_FILE)
+        average.load(last / AVERAGE_FILE)
+    elif is_chief:
+        run.start()
+    history, seconds_before = state.get("history", []), state.get("seconds", 0)
+    batch_size = recipe.batch_size * devices
+    order = SizedBatches(len(run.images), batch_size, recipe.sizes, recipe.seed)
+    held_out = validation_batches(run.held_out, run.processor, max(64, batch_size), one_hot=True, workers=run.workers)
+    step = int(optimizer.iterations)
+    bar = tqdm(desc="training", unit="step", total=steps, initial=step, disable=not progress, mininterval=1)
+    callbacks = [_Progress(bar)] + [average] * bool(recipe.ema_momentum)
+    while step < steps:
+        epoch, first = divmod(step, steps_per_epoch)
+        end = min(first + run.save_steps, steps_per_epoch)
+        order.set_epoch(epoch)
+        # Made here and now: the next round must not change what this one's thread reads.
+        keys = list(order)[first:end]
+        photos = training_batches(
+            run.images, keys.copy, len(keys), recipe.sizes[epoch], run.processor, recipe, one_hot=True,
+            workers=run.workers,
+        )  # fmt: skip
+        loss = network.fit(photos, shuffle=False, verbose=0, callbacks=callbacks).history["loss"][0]
+        step = epoch * steps_per_epoch + end
+        seconds = seconds_before + round(time.time() - started)
+        history.append({"epoch": step / steps_per_epoch, "step": step, "loss": float(loss), "seconds": seconds})
+        if end == steps_per_epoch:
+            with average.in_place():
+                scores = evaluate(network, held_out, len(run.held_out))
+            history.append({"epoch": epoch + 1, "step": step, "seconds": seconds}
+                           | {f"eval_{name}": score for name, score in scores.items()})  # fmt: skip
+            if progress:
+                tqdm.write(
+                    f"epoch {epoch + 1}: top-1 {100 * scores['top1']:.2f} %, top-5 {100 * scores['top5']:.2f} %",
+                    file=sys.stderr,
+                )
+        if is_chief:
+            _save(run.checkpoints, step, network, average, {"history": history, "seconds": seconds})
+    bar.close()
+    average.take()
+    results = {
+        **evaluate(network, held_out, len(run.held_out)),
+        "seconds": seconds_before + round(time.time() - started),
+        "steps": steps,
+        "machine": _machine(devices),
+        "history": history,
     }
-    network.save_pretrained(output, processor=processor, card=training_card(log, network.config))
-    write_json(output / "training_log.json", log)
-    draw_learning_curve(log["history"], output / "learning_curve.png")
-    return log
+    return (network if is_chief else None), results
 
 
-def evaluate(model: keras.Model, photos: Any) -> dict[str, float]:
-    """Top-1 and top-5 of a classifier, as fractions.
+def evaluate(model: keras.Model, photos: Any, count: int) -> dict[str, float]:
+    """Top-1 and top-5, as fractions, of a classifier that was compiled by `fit`.
 
     Args:
         model: Maps `pixel_values` to logits.
-        photos: A dataset of `image_dataset` with class numbers as labels.
+        photos: Batches with labels as probabilities.
+        count: Number of photos.
     """
-    hits1, hits5, count = 0, 0, 0
-    for pixel_values, labels in photos:
-        logits = keras.ops.convert_to_numpy(model.predict_on_batch(pixel_values))
-        best = np.argsort(-logits, axis=-1)[:, :5]
-        right = best == np.asarray(labels)[:, None]
-        hits1, hits5, count = hits1 + int(right[:, 0].sum()), hits5 + int(right.any(axis=1).sum()), count + len(best)
-    return {"top1": hits1 / count, "top5": hits5 / count}
+    scores = model.evaluate(photos, verbose=0, return_dict=True)
+    # Keras divides in float32.
+    return {name: round(scores[name] * count) / count for name in ("top1", "top5")}
 
 
-@contextmanager
-def _averaged_weights(model: keras.Model) -> Iterator[None]:
-    """Runs its body with the optimiser's weight average in place of the weights, where there is one."""
-    if not model.optimizer.use_ema:
-        yield
-        return
-    variables = model.trainable_variables
-    own = [keras.ops.convert_to_numpy(v) for v in variables]
-    model.optimizer.finalize_variable_values(variables)
-    try:
-        yield
-    finally:
-        for variable, value in zip(variables, own, strict=True):
-            variable.assign(value)
+class WeightAverage(keras.callbacks.Callback):
+    """Moving average of weights and norm statistics, by step, as in the PyTorch command.
+
+    Keras' optimisers average the trained weights only, and put the average in their place whenever a call
+    of `fit` ends, which here is more than once in a run.
+
+    Args:
+        model: Whose weights are averaged.
+        momentum: Share of the new weights; 0: no average.
+    """
+
+    def __init__(self, model: Any, momentum: float) -> None:
+        super().__init__()
+        variables = [weight.variable for weight in model.named_weights().values()]
+        self.variables = [v for v in variables if "float" in v.dtype]
+        self.momentum, self.average = momentum, None
+
+        def mixed(average: list[Any]) -> list[Any]:
+            return [old + momentum * (v.value - old) for old, v in zip(average, self.variables, strict=True)]
+
+        self._mixed = tf.function(mixed, autograph=False)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Moves the average; the first step starts it."""
+        self.average = self._values() if self.average is None else self._mixed(self.average)
+
+    def _values(self) -> list[Any]:
+        return [tf.identity(v.value) for v in self.variables]
+
+    def take(self) -> None:
+        """Gives the model the average, where there is one."""
+        if self.average is not None:
+            for variable, value in zip(self.variables, self.average, strict=True):
+                variable.assign(value)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Runs its body with the average in place of the weights."""
+        own = self._values()
+        self.take()
+        try:
+            yield
+        finally:
+            for variable, value in zip(self.variables, own, strict=True):
+                variable.assign(value)
+
+    def save(self, path: Path) -> None:
+        """Writes the average, where there is one."""
+        if self.average is not None:
+            np.savez(path, *[value.numpy() for value in self.average])
+
+    def load(self, path: Path) -> None:
+        """Reads what `save` wrote."""
+        if self.momentum and path.exists():
+            with np.load(path) as arrays:
+                self.average = [tf.constant(arrays[name]) for name in arrays.files]
 
 
-def _build(
-    model: str, from_scratch: bool, label_names: list[str], recipe: Recipe, changes: dict[str, Any]
-) -> tuple[Any, dict[str, str]]:
-    """The network to train, and interpolation and channel order of its images."""
-    labels = dict(enumerate(label_names))
-    if recipe.dropout >= 0:
-        changes = {"hidden_dropout_prob": recipe.dropout, "classifier_dropout_prob": recipe.dropout, **changes}
-    if from_scratch:
-        preset = get_preset(model)
-        config = CONFIG_CLASSES[preset.model_type].from_preset(model, id2label=labels, **changes)  # type: ignore[attr-defined]
-        network = runtimes.model_class(config.model_type, "tf")(config)
-        # A network from scratch takes photos as they are: nothing to inherit from OpenCV's BGR.
-        look = {"interpolation": preset.interpolation, "channel_order": "rgb"}
-    else:
-        network = runtimes.from_pretrained(model, framework="tf", id2label=labels, **changes)
-        processor = runtimes.image_processor(model)
-        look = {"interpolation": processor.interpolation, "channel_order": processor.channel_order}
-    network.backbone.trainable = not recipe.freeze_backbone
-    return network, look
+class _Progress(keras.callbacks.Callback):
+    """A bar on stderr; Keras' own goes to stdout, where the result goes."""
+
+    def __init__(self, bar: tqdm) -> None:
+        super().__init__()
+        self.bar = bar
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Counts the step."""
+        self.bar.update()
+        self.bar.set_postfix(loss=f"{(logs or {})['loss']:.3f}", refresh=False)
+
+
+def _save(checkpoints: Path, step: int, network: keras.Model, average: WeightAverage, state: dict[str, Any]) -> None:
+    """Writes a checkpoint, its state last, and drops all earlier ones but one."""
+    folder = checkpoints / f"checkpoint-{step}"
+    folder.mkdir(parents=True, exist_ok=True)
+    network.save_weights(folder / WEIGHTS_FILE)
+    average.save(folder / AVERAGE_FILE)
+    write_json(folder / "trainer_state.json", state)
+    kept = sorted(checkpoints.glob("checkpoint-[0-9]*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    for old in kept[:-2]:
+        shutil.rmtree(old)
+
+
+def _strategy() -> tf.distribute.Strategy:
+    """How to spread the work: as the surrounding scope says, over processes, over GPUs, or not at all."""
+    if tf.distribute.has_strategy():
+        return tf.distribute.get_strategy()
+    if "TF_CONFIG" in os.environ:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    if len(tf.config.list_logical_devices("GPU")) > 1:
+        return tf.distribute.MirroredStrategy()
+    return tf.distribute.get_strategy()
+
+
+def _is_chief() -> bool:
+    """Whether this process writes the files; of several, which `TF_CONFIG` describes, the first one does."""
+    task = json.loads(os.environ.get("TF_CONFIG", "{}")).get("task", {})
+    return task.get("type", "chief") == "chief" or (task["type"] == "worker" and task.get("index", 0) == 0)
+
+
+def _machine(devices: int) -> str:
+    gpus = tf.config.list_physical_devices("GPU")
+    name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU") if gpus else "CPU, TensorFlow"
+    return f"{devices} × {name} ({platform.machine()})"

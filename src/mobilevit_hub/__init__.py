@@ -23,7 +23,6 @@ if TYPE_CHECKING:
         MobileViTV2ForImageClassification,
         MobileViTV2Model,
     )
-    from .pt.training import train
     from .runtimes import from_pretrained, image_processor, predict
     from .tf import (
         TFMobileViTBackbone,
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
         TFMobileViTV2ForImageClassification,
         TFMobileViTV2Model,
     )
+    from .training import train
 
 # Public name -> module that has it.
 _MODULES = {
@@ -54,7 +54,7 @@ _MODULES = {
     "TFMobileViTV2Backbone": "tf",
     "TFMobileViTV2ForImageClassification": "tf",
     "TFMobileViTV2Model": "tf",
-    "train": "pt.training",
+    "train": "training",
     "from_pretrained": "runtimes",
     "image_processor": "runtimes",
     "predict": "runtimes",

@@ -12,7 +12,6 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +152,7 @@ def build_parser() -> argparse.ArgumentParser:
     verb.add_argument("--recipe", default="finetune", choices=list(RECIPES), help="default: %(default)s")
     verb.add_argument("--output-stride", type=int, choices=(8, 16, 32), help="pixels per pixel of the last map")
     verb.add_argument("--resume", action="store_true", help="continue the last checkpoint in the output folder")
-    verb.add_argument("--workers", type=int, default=0, help="processes that prepare photos (default: %(default)s)")
+    verb.add_argument("--workers", type=int, default=0, help="processes, in Keras threads, that prepare photos (default: %(default)s)")
     verb.add_argument("--save-steps", type=int, default=500, help="steps between checkpoints (default: %(default)s)")
     for option in fields(Recipe):
         flag = "--" + option.name.replace("_", "-")
@@ -379,6 +378,7 @@ def train_command(arguments: argparse.Namespace) -> int:
 
     from .presets import check_name
     from .recipes import Recipe, get_recipe
+    from .training import train
 
     check_name(arguments.model)
     changes = {f.name: getattr(arguments, f.name) for f in fields(Recipe) if getattr(arguments, f.name) is not None}
@@ -387,24 +387,20 @@ def train_command(arguments: argparse.Namespace) -> int:
     except ConfigError as error:  # here the recipe is what was typed
         raise InputError(error.message, field=error.field, found=error.found) from error
     config = {"output_stride": arguments.output_stride} if arguments.output_stride else {}
-    options: dict[str, Any] = {}
-    if arguments.framework == "pt":
-        options = {"workers": arguments.workers, "save_steps": arguments.save_steps}
-    training = import_module(
-        {"pt": "mobilevit_hub.pt.training", "tf": "mobilevit_hub.tf.training"}[arguments.framework]
-    )
-    log = training.train(
+    log = train(
         arguments.data,
         arguments.output,
         model=arguments.model,
+        framework=arguments.framework,
         from_scratch=arguments.from_scratch,
         recipe=recipe,
         validation=arguments.validation,
         config=config,
         resume=arguments.resume,
+        workers=arguments.workers,
+        save_steps=arguments.save_steps,
         progress=not arguments.quiet,
         command=shlex.join([*_launcher(), *sys.argv[1:]]),
-        **options,
     )
     if os.environ.get("RANK", "0") != "0":  # one process of a distributed run speaks
         return 0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import random
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from .errors import ImageError, InputError, NotFoundError, require
+from .errors import ImageError, InputError, MobileViTHubWarning, NotFoundError, require
 from .images import image_files, load_image
 from .recipes import Recipe
 
 SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "val", "test")}
+HELD_OUT = 0.1
+"""Share of each class that is measured on when the photos are not divided."""
 CACHE_BYTES = 4 * 1024**3
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -87,7 +90,7 @@ class LabelledImages:
         """Whether the decoded photos are kept."""
         return self._decoded is not None
 
-    def hold_out(self, share: float = 0.1, seed: int = 0) -> tuple[LabelledImages, LabelledImages]:
+    def hold_out(self, share: float = HELD_OUT, seed: int = 0) -> tuple[LabelledImages, LabelledImages]:
         """Divides the photos of each class at random into a part to train on and a part to measure on.
 
         Args:
@@ -164,6 +167,29 @@ def open_images(source: str | Path, split: str = "train") -> LabelledImages:
     if dataset is None:
         raise NotFoundError(f"{path}: has the splits {found}; expected {SPLIT_NAMES[split][0]!r}.", path=path)
     return LabelledImages(dataset, path)
+
+
+def open_split(source: str | Path, split: str, seed: int = 0) -> LabelledImages:
+    """Opens one split as `open_images` does; undivided photos are divided, a tenth of each class for validation.
+
+    Args:
+        source: As for `open_images`.
+        split: `"train"` or `"validation"`.
+        seed: The same seed gives the same division.
+    """
+    images = open_images(source, split)
+    if images.is_split:
+        return images
+    train, validation = images.hold_out(seed=seed)
+    if split == "train":
+        return train
+    warnings.warn(
+        f"{source} has no validation photos; {len(validation)} of its photos, {HELD_OUT:.0%} of each class, are held "
+        "out to measure on.",
+        MobileViTHubWarning,
+        stacklevel=2,
+    )
+    return validation
 
 
 def _open_imagefolder(datasets: Any, folder: Path, split: str) -> LabelledImages:

@@ -22,6 +22,14 @@ TASKS = ("image-classification", "features", "backbone")
 _CLASS_ENDINGS = {"image-classification": "ForImageClassification", "features": "Model", "backbone": "Backbone"}
 
 
+def check_framework(framework: str, field: str = "framework") -> None:
+    """Raises `InputError` unless `framework` is one of `FRAMEWORKS`; `field` is what the user called it."""
+    if framework not in FRAMEWORKS:
+        raise InputError(
+            f"{field} is {framework!r}; expected one of {', '.join(FRAMEWORKS)}.", field=field, found=framework
+        )
+
+
 def model_class(model_type: str, framework: str = "pt", task: str = "image-classification") -> Any:
     """The model class of a version, framework and task.
 
@@ -30,8 +38,7 @@ def model_class(model_type: str, framework: str = "pt", task: str = "image-class
         framework: `"pt"` for PyTorch, `"tf"` for Keras.
         task: `"image-classification"`, `"features"` or `"backbone"`.
     """
-    if framework not in FRAMEWORKS:
-        raise InputError(f"framework is {framework!r}; expected one of {', '.join(FRAMEWORKS)}.", field="framework")
+    check_framework(framework)
     if task not in TASKS:
         raise InputError(f"task is {task!r}; expected one of {', '.join(TASKS)}.", field="task")
     name = {"mobilevit": "MobileViT", "mobilevitv2": "MobileViTV2"}[model_type] + _CLASS_ENDINGS[task]
@@ -150,7 +157,7 @@ def predict(
     Args:
         images: A path, array, tensor, bytes or PIL image; or a list or iterator of such, or a batch of 4 axes.
         model: Name of the checkpoint.
-        runtime: `"pt"`.
+        runtime: `"pt"` for PyTorch, `"tf"` for Keras.
         top_k: How many labels to return per image.
         options: As for `from_pretrained`.
 
@@ -169,24 +176,23 @@ class Classifier:
 
     Args:
         model: Name of the checkpoint.
-        runtime: `"pt"`.
+        runtime: `"pt"` for PyTorch, `"tf"` for Keras.
         options: As for `from_pretrained`.
     """
 
     def __init__(self, model: str | Path, *, runtime: str = "pt", **options: Any) -> None:
-        if runtime not in FRAMEWORKS:
-            raise InputError(
-                f"runtime is {runtime!r}; expected one of {', '.join(FRAMEWORKS)}.", field="runtime", found=runtime
-            )
+        check_framework(runtime, "runtime")
         self.processor = image_processor(model, **_places(options))
-        self.framework = runtime
+        self.runtime = runtime
         self.model = from_pretrained(model, framework=runtime, **options)
+        if runtime == "tf":
+            self.model = self.model.fuse()
         self.labels: dict[int, str] = self.model.config.id2label
 
     def probabilities(self, pixel_values: np.ndarray) -> np.ndarray:
-        """Maps processed images `(B, 3, H, W)` to probabilities `(B, num_labels)`."""
-        if self.framework == "tf":
-            logits = np.asarray(self.model.predict_on_batch(pixel_values.transpose(0, 2, 3, 1)), np.float32)
+        """Maps processed images, `(B, 3, H, W)` or in Keras `(B, H, W, 3)`, to probabilities `(B, num_labels)`."""
+        if self.runtime == "tf":
+            logits = self.model.predict(pixel_values)
             powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
             return powers / powers.sum(axis=-1, keepdims=True)
         import torch
@@ -199,11 +205,12 @@ class Classifier:
         """Classifies images one by one; see `predict` for what is yielded."""
         if type(top_k) is not int or top_k < 1:
             raise InputError(f"top_k is {top_k!r}; expected a whole number from 1.", field="top_k", found=top_k)
+        layout = "channels_last" if self.runtime == "tf" else "channels_first"
         for i, image in enumerate(images):
             path = str(image) if isinstance(image, str | Path) else f"image {i}"
             started = time.perf_counter()
             try:
-                pixels = self.processor(image, return_tensors="np")["pixel_values"]
+                pixels = self.processor(image, return_tensors="np", data_format=layout)["pixel_values"]
             except (ImageError, InputError, MissingDependencyError) as error:  # the last: HEIC without its plug-in
                 yield {"path": path, "error": str(error)}
                 continue

@@ -167,11 +167,16 @@ class RecipeTrainer(Trainer):
             yield
             return
         own = {k: v.clone() for k, v in self.model.state_dict().items()}
-        self.model.load_state_dict(self.average.module.state_dict())
+        self.take_average()
         try:
             yield
         finally:
             self.model.load_state_dict(own)
+
+    def take_average(self) -> None:
+        """Gives the model the weight average, where there is one."""
+        if self.average is not None:
+            self.model.load_state_dict(self.average.module.state_dict())
 
     def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
         """Measures top-1 and top-5 on the validation photos, with the average where there is one."""
