@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 
+import hiding
 import numpy as np
 import pytest
 
@@ -105,6 +106,29 @@ def run(model, pixels, **options):
     return numpy(model(pixels, training=False, **options))
 
 
+def channels_last(array):
+    return array.transpose(0, 2, 3, 1)
+
+
+def channels_first(array):
+    return array.transpose(0, 3, 1, 2)
+
+
+def pytorch_class(version, ending="ForImageClassification"):
+    """The class of the PyTorch twin."""
+    from mobilevit_hub import pt
+
+    return getattr(pt, ("MobileViT", "MobileViTV2")[version - 1] + ending)
+
+
+def pytorch_run(model, pixels, **options):
+    """The output of a PyTorch network for channels-last images, in evaluation mode."""
+    import torch
+
+    with torch.no_grad():
+        return model.eval()(torch.from_numpy(np.ascontiguousarray(channels_first(pixels))), **options)
+
+
 def same_values(one, two):
     """Two models hold the same values in every weight."""
     pairs = zip(one.named_weights().items(), two.named_weights().items(), strict=True)
@@ -118,29 +142,13 @@ def layers(model, kind):
     return found
 
 
-HIDE = """
-import sys
-from importlib.machinery import PathFinder
-
-class Hiding(PathFinder):
-    \"\"\"Finds all modules but those that are said not to be installed.\"\"\"
-
-    @classmethod
-    def find_spec(cls, name, path=None, target=None):
-        return None if name.split(".")[0] in HIDDEN else super().find_spec(name, path, target)
-
-sys.meta_path[:] = [Hiding if finder is PathFinder else finder for finder in sys.meta_path]
-"""
-
-
 def fresh_process(code, *arguments, hide=(), **environment):
-    """Runs Python code in a process of its own, where the modules in `hide` cannot be imported; returns stdout."""
-    if hide:
-        code = f"HIDDEN = {set(hide)!r}{HIDE}{textwrap.dedent(code)}"
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **environment}
+    """Runs Python code in a process of its own, where the modules in `hide` cannot be imported."""
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    environment[hiding.VARIABLE] = ",".join({*hide, *hiding.HIDDEN})
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
-        env=env, capture_output=True, text=True, timeout=600,
+        [sys.executable, "-c", f"import hiding\n{textwrap.dedent(code)}", *map(str, arguments)],
+        env={**os.environ, **environment}, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
     return done

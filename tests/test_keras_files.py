@@ -1,34 +1,28 @@
-"""Files of the Keras twin: folders that open everywhere, Keras' own formats, old TensorFlow weights, the Hub."""
+"""Folders of the Keras twin: equal bytes, opened by PyTorch and stock transformers, loaded strictly, published."""
 
 import base64
 import json
-import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 import reference
-from hub_server import HubServer
 from keras_networks import (
     BACKBONES,
     CLASSIFIERS,
     MODELS,
     QUIET,
     VERSIONS,
-    awake,
-    fresh_process,
     images,
-    keras,
-    numpy,
+    pytorch_class,
+    pytorch_run,
     run,
     same_values,
     tiny,
-    tiny_config,
     tiny_folder,
 )
 
-from mobilevit_hub.checkpoints import save_checkpoint
 from mobilevit_hub.errors import (
     CheckpointError,
     ConfigError,
@@ -40,19 +34,6 @@ from mobilevit_hub.presets import list_presets
 from mobilevit_hub.tensors import read_tensors, to_safetensors
 
 pytestmark = [pytest.mark.tf, QUIET]
-
-
-def pytorch_class(version):
-    from mobilevit_hub import pt
-
-    return getattr(pt, ("MobileViTForImageClassification", "MobileViTV2ForImageClassification")[version - 1])
-
-
-def pytorch_logits(model, pixels):
-    import torch
-
-    with torch.no_grad():
-        return model.eval()(torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))).logits.numpy()
 
 
 # --------------------------------------------------------------------------------------------------
@@ -118,9 +99,9 @@ def test_what_keras_writes_opens_in_pytorch_and_in_stock_transformers_and_back(v
     expected = run(model, pixels)
     model.save_pretrained(tmp_path / "keras")
     twin = pytorch_class(version).from_pretrained(tmp_path / "keras")
-    assert reference.figure(pytorch_logits(twin, pixels), expected) < 1e-4
+    assert reference.figure(pytorch_run(twin, pixels).logits, expected) < 1e-4
     stock = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "keras")
-    assert reference.figure(pytorch_logits(stock, pixels), expected) < 1e-4
+    assert reference.figure(pytorch_run(stock, pixels).logits, expected) < 1e-4
     for source, name in ((twin, "torch"), (stock, "stock")):
         source.save_pretrained(tmp_path / name)
         assert same_values(CLASSIFIERS[version].from_pretrained(tmp_path / name), model)
@@ -230,220 +211,6 @@ def test_weights_that_cannot_be_saved(tmp_path):
 
 
 # --------------------------------------------------------------------------------------------------
-# Keras' own formats
-# --------------------------------------------------------------------------------------------------
-
-FRESH = """
-import sys
-import numpy as np
-import keras
-import mobilevit_hub.tf
-
-folder, outputs = sys.argv[1], {}
-pixels = np.load(folder + "/pixels.npy")
-for version in ("1", "2"):
-    model = keras.saving.load_model(f"{folder}/{version}.keras")
-    outputs["keras" + version] = model.predict(pixels, verbose=0)
-    outputs["trainable" + version] = len(model.trainable_weights)
-    outputs["optimizer" + version] = np.concatenate([np.ravel(v) for v in model.optimizer.variables])
-    again = type(model).from_config(model.get_config())
-    again.load_weights(f"{folder}/{version}.weights.h5")
-    outputs["weights" + version] = np.asarray(again(pixels, training=False))
-assert "torch" not in sys.modules
-np.savez(folder + "/outputs.npz", **outputs)
-"""
-
-
-def test_keras_files_open_in_a_fresh_process(tmp_path):
-    """With predictions, the state of the optimizer and what is frozen; PyTorch cannot be imported there."""
-    pixels, models = images(2, 64, 80), {}
-    np.save(tmp_path / "pixels.npy", pixels)
-    for version in (1, 2):
-        models[version] = model = tiny(version)
-        model.backbone.get_layer("stage1").trainable = False
-        model.compile(
-            keras.optimizers.AdamW(1e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True), run_eagerly=True
-        )
-        model.fit(pixels, np.arange(2), verbose=0)
-        model.save(tmp_path / f"{version}.keras")
-        model.save_weights(tmp_path / f"{version}.weights.h5")
-    fresh_process(FRESH, tmp_path, hide=("torch",))
-    outputs = np.load(tmp_path / "outputs.npz")
-    for version, model in models.items():
-        expected = run(model, pixels)
-        np.testing.assert_allclose(outputs[f"keras{version}"], expected, rtol=1e-4, atol=1e-5)
-        np.testing.assert_array_equal(outputs[f"weights{version}"], expected)
-        assert outputs[f"trainable{version}"] == len(model.trainable_weights) < len(tiny(version).trainable_weights)
-        state = np.concatenate([np.ravel(numpy(v + 0)) for v in model.optimizer.variables])
-        np.testing.assert_array_equal(outputs[f"optimizer{version}"], state)
-
-
-@pytest.mark.filterwarnings("ignore:Skipping nested container")
-@VERSIONS
-def test_weights_of_another_network_are_refused_by_keras(version, tmp_path):
-    tiny(version).save_weights(tmp_path / "tiny.weights.h5")
-    with pytest.raises(ValueError, match="classifier"):
-        CLASSIFIERS[version](tiny_config(version, num_labels=9)).load_weights(tmp_path / "tiny.weights.h5")
-
-
-@VERSIONS
-def test_a_saved_model_for_any_size(version, tmp_path):
-    tf = pytest.importorskip("tensorflow")
-    model = tiny(version)
-    model.export(tmp_path / "exported", verbose=False)
-    exported = tf.saved_model.load(tmp_path / "exported")
-    for size in ((64, 64), (75, 101)):
-        pixels = images(2, *size)
-        np.testing.assert_allclose(exported.serve(pixels).numpy(), run(model, pixels), rtol=1e-3, atol=1e-4)
-
-
-# --------------------------------------------------------------------------------------------------
-# Old files
-# --------------------------------------------------------------------------------------------------
-
-
-def write_h5(path, tensors, model="tf_mobile_vi_t_for_image_classification"):
-    """What `TFMobileViTForImageClassification.save_pretrained` of transformers 4 wrote.
-
-    One group for each layer of the model; in it Keras' variable names, in which the layers of a list
-    are called `layer.0`, and its layouts: `(kh, kw, I, O)` and `(in, out)`.
-    """
-    import h5py
-
-    with h5py.File(path, "w") as file:
-        groups = {"mobilevit": [], "dropout": [], "classifier": []}
-        for name, tensor in tensors.items():
-            *place, leaf = name.split(".")
-            if leaf == "num_batches_tracked":
-                continue
-            norm = tensor.ndim == 1 and any("norm" in part for part in place[-1:])
-            leaf = {"weight": "gamma" if norm else "kernel", "bias": "beta" if norm else "bias"}.get(leaf, leaf)
-            leaf = {"running_mean": "moving_mean", "running_var": "moving_variance"}.get(leaf, leaf)
-            axes = {4: (2, 3, 1, 0), 2: (1, 0)}.get(tensor.ndim, (0,))
-            scope = "/".join(place)
-            for i in range(10):
-                scope = scope.replace(f"layer/{i}", f"layer.{i}")
-            variable = f"{model}/{scope}/{leaf}:0"
-            group = place[0]
-            file.create_dataset(f"{group}/{variable}", data=tensor.transpose(axes))
-            groups[group].append(variable.encode())
-        file.attrs["layer_names"] = [group.encode() for group in groups]
-        for group, names in groups.items():
-            file.require_group(group).attrs["weight_names"] = names
-
-
-def old_folder(folder):
-    """A folder as transformers 4 wrote it for TensorFlow, and the tensors in it."""
-    tiny_folder(folder, 1)
-    tensors, _ = read_tensors(folder / "model.safetensors")
-    write_h5(folder / "tf_model.h5", tensors)
-    (folder / "model.safetensors").unlink()
-    return folder, tensors
-
-
-def test_weights_of_the_old_tensorflow_classes(tmp_path):
-    folder, tensors = old_folder(tmp_path)
-    model = CLASSIFIERS[1].from_pretrained(folder)
-    weights = {n: w for n, w in model.named_weights().items() if not n.endswith("num_batches_tracked")}
-    assert weights.keys() == {n for n in tensors if not n.endswith("num_batches_tracked")}
-    save_checkpoint(tmp_path / "new", tensors, model.config)
-    pixels = images(2, 64, 64)
-    assert np.array_equal(run(model, pixels), run(CLASSIFIERS[1].from_pretrained(tmp_path / "new"), pixels))
-    assert list(run(BACKBONES[1].from_pretrained(folder), pixels)) == ["stage5"]
-
-
-def test_an_old_file_is_read_as_strictly_as_a_new_one(tmp_path):
-    import h5py
-
-    folder, _ = old_folder(tmp_path)
-    path = folder / "tf_model.h5"
-    whole = path.read_bytes()
-    scope = "mobilevit/tf_mobile_vi_t_for_image_classification/mobilevit"
-
-    def expect(message, change=None):
-        if change is not None:
-            with h5py.File(path, "a") as file:
-                change(file)
-        with pytest.raises(CheckpointError, match=message):
-            CLASSIFIERS[1].from_pretrained(folder)
-        path.write_bytes(whole)
-
-    def external(file):
-        del file[f"{scope}/conv_stem/normalization/gamma:0"]
-        file.create_dataset(
-            f"{scope}/conv_stem/normalization/gamma:0", (8,), "f4", external=[(str(folder / "config.json"), 0, 32)]
-        )
-
-    def elsewhere(file):
-        del file[f"{scope}/conv_stem/normalization/gamma:0"]
-        file[f"{scope}/conv_stem/normalization/gamma:0"] = h5py.ExternalLink(str(folder / "other.h5"), "/gamma")
-
-    def bomb(file):
-        file.create_dataset(f"{scope}/bomb/kernel:0", (2**20, 2**20), "f4", chunks=(1024, 1024), compression="gzip")
-
-    expect("1 missing.*conv_stem.normalization.weight", lambda f: f.pop(f"{scope}/conv_stem/normalization/gamma:0"))
-    expect("1 missing.*conv_stem.normalization.weight", elsewhere)
-    expect("stores fewer", external)
-    expect("stores fewer", bomb)
-    expect(
-        "1 unexpected.*mobilevit.extra.weight",
-        lambda f: f.create_dataset(f"{scope}/extra/gamma:0", data=np.ones(3, "f4")),
-    )
-    expect("is no weight of a MobileViT", lambda f: f.create_dataset("vit/embeddings/kernel:0", data=np.ones(3, "f4")))
-    path.write_bytes(whole[: len(whole) // 2])
-    expect("damaged HDF5 file")
-    path.write_bytes(b"not HDF5 at all")
-    expect("damaged HDF5 file")
-
-
-def test_safetensors_come_before_the_old_file(tmp_path):
-    folder, _ = old_folder(tmp_path / "old")
-    new = tiny_folder(tmp_path / "new", 1, seed=5)
-    shutil.copy(folder / "tf_model.h5", new)
-    assert same_values(CLASSIFIERS[1].from_pretrained(new), awake(CLASSIFIERS[1](tiny_config(1)), seed=5))
-
-
-@pytest.mark.parity
-def test_pickled_pytorch_weights_open_where_pytorch_is_installed(tmp_path):
-    import torch
-
-    folder, tensors = old_folder(tmp_path)
-    (folder / "tf_model.h5").unlink()
-    torch.save(
-        {name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}, folder / "pytorch_model.bin"
-    )
-    assert same_values(CLASSIFIERS[1].from_pretrained(folder), awake(CLASSIFIERS[1](tiny_config(1))))
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    from huggingface_hub import constants
-
-    with HubServer() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        yield server
-
-
-def test_the_hub_is_asked_for_safetensors_first_and_then_for_the_old_file(hub, tmp_path):
-    folder, _ = old_folder(tmp_path / "old")
-    files = {path.name: path.read_bytes() for path in folder.iterdir()}
-    hub.add("apple/old", files)
-    model = CLASSIFIERS[1].from_pretrained("apple/old", cache_dir=tmp_path / "cache")
-    assert same_values(model, CLASSIFIERS[1].from_pretrained(folder))
-    new = tiny_folder(tmp_path / "new", 1)
-    hub.add("apple/new", files | {path.name: path.read_bytes() for path in new.iterdir()})
-    hub.requests.clear()
-    CLASSIFIERS[1].from_pretrained("apple/new", cache_dir=tmp_path / "cache")
-    assert "tf_model.h5" not in hub.asked_for()
-    hub.add("apple/none", {"config.json": files["config.json"]})
-    with pytest.raises(NotFoundError, match="'apple/none' has neither"):
-        CLASSIFIERS[1].from_pretrained("apple/none", cache_dir=tmp_path / "cache")
-
-
-# --------------------------------------------------------------------------------------------------
 # Publishing
 # --------------------------------------------------------------------------------------------------
 
@@ -504,94 +271,3 @@ def test_publishing_uploads_what_saving_writes(monkeypatch, tmp_path):
     assert {token for _, token in server.requests} == {"Bearer hf_of_me"}
     model.save_pretrained(tmp_path, card="# A card\n")
     assert server.files == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-
-
-# --------------------------------------------------------------------------------------------------
-# One framework without the other
-# --------------------------------------------------------------------------------------------------
-
-WITHOUT_TORCH = """
-import sys
-import numpy as np
-import mobilevit_hub.tf as twin
-from mobilevit_hub import checkpoints, configuration, data, image_processing, images, presets, recipes, runtimes, tensors
-from mobilevit_hub.errors import MissingDependencyError
-
-folder = sys.argv[1]
-for version, cls in (("1", twin.TFMobileViTForImageClassification), ("2", twin.TFMobileViTV2ForImageClassification)):
-    model = cls.from_pretrained(f"{folder}/{version}")
-    np.save(f"{folder}/{version}.npy", model.predict(np.load(folder + "/pixels.npy"), verbose=0))
-    processor = image_processing.processor_for(288, 256, "bilinear", "bgr")
-    assert processor(np.zeros((300, 300, 3), np.uint8), return_tensors="np")["pixel_values"].shape == (1, 3, 256, 256)
-    model.save_pretrained(f"{folder}/saved{version}", processor=processor)
-try:
-    twin.TFMobileViTForImageClassification.from_pretrained(folder + "/pickled")
-except MissingDependencyError as error:
-    print(error)
-twin.TFMobileViTForImageClassification.from_pretrained(folder + "/both")
-assert "torch" not in sys.modules
-"""
-
-
-def test_keras_needs_no_pytorch(tmp_path):
-    """Loading, predicting, preparing images and saving; of two old files the one that can be read."""
-    pixels = images(2, 64, 64)
-    np.save(tmp_path / "pixels.npy", pixels)
-    for version in (1, 2):
-        tiny_folder(tmp_path / str(version), version)
-    folder, _ = old_folder(tmp_path / "both")
-    (folder / "pytorch_model.bin").write_bytes(b"PK\3\4, which is never read")
-    (tmp_path / "pickled").mkdir()
-    for name in ("config.json", "pytorch_model.bin"):
-        shutil.copy(folder / name, tmp_path / "pickled")
-    done = fresh_process(WITHOUT_TORCH, tmp_path, hide=("torch", "torchvision"))
-    assert "PyTorch was not found" not in done.stderr + done.stdout
-    assert (
-        "Reading pytorch_model.bin needs torch" in done.stdout and 'pip install "mobilevit_hub[torch]"' in done.stdout
-    )
-    for version in (1, 2):
-        model = CLASSIFIERS[version].from_pretrained(tmp_path / f"saved{version}")
-        np.testing.assert_allclose(np.load(tmp_path / f"{version}.npy"), run(model, pixels), rtol=1e-4, atol=1e-5)
-        assert same_values(model, CLASSIFIERS[version].from_pretrained(tmp_path / str(version)))
-
-
-WITHOUT_KERAS = """
-import sys
-import mobilevit_hub
-from mobilevit_hub.errors import MissingDependencyError
-
-model = mobilevit_hub.MobileViTForImageClassification.from_pretrained(sys.argv[1])
-assert model.config.num_labels == 7
-try:
-    import mobilevit_hub.tf
-except MissingDependencyError as error:
-    print(error)
-assert not {"keras", "tensorflow", "h5py"} & set(sys.modules) - HIDDEN
-"""
-
-
-@pytest.mark.torch
-def test_pytorch_needs_no_keras(tmp_path):
-    printed = fresh_process(WITHOUT_KERAS, tiny_folder(tmp_path, 1), hide=("keras", "tensorflow", "h5py")).stdout
-    assert printed.strip() == (
-        'mobilevit_hub.tf needs keras, which is not installed. Install it with: pip install "mobilevit_hub[tf]".'
-    )
-
-
-def test_keras_without_its_backend_is_explained():
-    code = """
-    from mobilevit_hub.errors import MissingDependencyError
-    try:
-        import mobilevit_hub.tf
-    except MissingDependencyError as error:
-        print(error)
-    """
-    printed = fresh_process(code, hide=("tensorflow",), KERAS_BACKEND="tensorflow").stdout
-    assert "needs tensorflow, the backend that Keras is set to" in printed and "mobilevit_hub[tf]" in printed
-
-
-def test_importing_the_twin_says_nothing_and_leaves_the_environment_alone():
-    code = "import os; before = dict(os.environ); import mobilevit_hub.tf; print(set(os.environ) ^ set(before))"
-    done = fresh_process(code, hide=("torch",))
-    assert "PyTorch" not in done.stderr
-    assert "TRANSFORMERS_NO_ADVISORY_WARNINGS" not in done.stdout

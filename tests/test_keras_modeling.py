@@ -1,4 +1,4 @@
-"""The Keras networks against Apple's outputs and the PyTorch twin, and as Keras models."""
+"""The Keras networks as Keras models: summary, training, freezing, number types, sizes, bad input, initialisation."""
 
 import math
 
@@ -14,324 +14,22 @@ from keras_networks import (
     STAGES,
     VERSIONS,
     awake,
-    awake_tensors,
-    fresh_process,
+    channels_first,
     images,
     keras,
     layers,
     numpy,
-    reference_folder,
     run,
-    shapes_of,
     tiny,
     tiny_config,
-    version_of,
+    tiny_folder,
 )
-from mobilevit_hub.tf import mobilevit, mobilevitv2
-from mobilevit_hub.tf.layers import BatchNormalization, ConvNormAct
-from mobilevit_hub.tf.mobilevit import MobileViTBlock, SelfAttention
-from mobilevit_hub.tf.mobilevitv2 import GroupNorm1, MobileViTV2Block, SeparableSelfAttention
+from mobilevit_hub.tf.layers import BatchNormalization
 
-from mobilevit_hub.checkpoints import save_checkpoint
+from mobilevit_hub.configuration import config_from_dict
 from mobilevit_hub.errors import InputError
 
 pytestmark = [pytest.mark.tf, QUIET]
-
-# Every stored size for the smallest width of each version and for S; an even and an odd one for the others.
-SIZES = {v: ["192x192", "224x300", "256x256", "288x320"] for v in ("mobilevit_xxs", "mobilevit_s", "mobilevitv2_050")}
-
-
-def load(variant, folder, cls=CLASSIFIERS, **options):
-    """A network of Keras from a folder with the weights of the rule."""
-    if not (folder / "config.json").exists():
-        reference_folder(folder, variant)
-    return cls[version_of(variant)].from_pretrained(folder, **options)
-
-
-def channels_last(pixels):
-    return pixels.transpose(0, 2, 3, 1)
-
-
-def channels_first(features):
-    return features.transpose(0, 3, 1, 2)
-
-
-@pytest.fixture(scope="module", params=reference.VARIANTS)
-def network(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp(request.param)
-    return request.param, folder, load(request.param, folder)
-
-
-# --------------------------------------------------------------------------------------------------
-# Apple's outputs
-# --------------------------------------------------------------------------------------------------
-
-
-def test_every_logit_equals_apples(network):
-    variant, _, model = network
-    for size in SIZES.get(variant, ["224x300", "256x256"]):
-        case = reference.load_case(variant, f"logits_{size}")
-        case.check({"logits": run(model, channels_last(case.input()))})
-
-
-def test_every_feature_equals_apples(network):
-    variant, folder, _ = network
-    case = reference.load_case(variant, "features_256x256")
-    assert len(case.specs) == 14
-    pixels = channels_last(case.input())
-    maps = run(load(variant, folder, BACKBONES, out_features=STAGES), pixels)
-    assert list(maps) == STAGES
-    stages = dict(
-        zip(("conv_1", *(f"layer_{i}" for i in range(1, 6))), map(channels_first, maps.values()), strict=True)
-    )
-    last = run(load(variant, folder, MODELS), pixels)["last_hidden_state"]
-    case.check({**stages, "features": channels_first(last)})
-
-
-def _swap_concat_order(model):
-    for block in layers(model, MobileViTBlock):
-        first, second = np.split(numpy(block.fusion.convolution.kernel + 0), 2, axis=2)
-        block.fusion.convolution.kernel.assign(np.concatenate([second, first], axis=2))
-
-
-def _transpose_spatial_kernels(model):
-    for layer in layers(model, ConvNormAct):
-        layer.convolution.kernel.assign(numpy(layer.convolution.kernel + 0).transpose(1, 0, 2, 3))
-
-
-def _transpose_queries(model):
-    for layer in layers(model, SelfAttention):
-        layer.query.kernel.assign(numpy(layer.query.kernel + 0).T)
-
-
-def _flip_channels(model):
-    stem = model.backbone.get_layer("stem").convolution
-    stem.kernel.assign(numpy(stem.kernel + 0)[:, :, ::-1])
-
-
-def _pad_like_tensorflow(model):
-    for layer in layers(model, ConvNormAct):
-        if layer.stride == 2:
-            layer.padding, layer.convolution.padding = 0, "same"
-
-
-def _set_epsilon(kind):
-    def change(model):
-        for layer in layers(model, kind):
-            layer.epsilon = 1e-3
-
-    return change
-
-
-def _projection_activation(activation):
-    def change(model):
-        for block in layers(model, MobileViTBlock | MobileViTV2Block):
-            block.conv_projection.activation = activation
-
-    return change
-
-
-def _swap_dense(first, second):
-    def change(model):
-        for layer in layers(model, SelfAttention):
-            one, two = getattr(layer, first), getattr(layer, second)
-            for a, b in zip(one.weights, two.weights, strict=True):
-                value = numpy(a + 0)
-                a.assign(b)
-                b.assign(value)
-
-    return change
-
-
-def _swap_key_and_value(model):
-    for layer in layers(model, SeparableSelfAttention):
-        for variable in layer.qkv_proj.convolution.weights:
-            query, key, value = np.split(numpy(variable + 0), [1, 1 + layer.width], axis=-1)
-            variable.assign(np.concatenate([query, value, key], axis=-1))
-
-
-def _hard_swish(model):
-    for layer in layers(model, ConvNormAct):
-        if layer.activation is not None:
-            layer.activation = keras.ops.hard_silu
-
-
-TWINS = {
-    1: {
-        "concat order": _swap_concat_order,
-        "transposed kernels": _transpose_spatial_kernels,
-        "transposed queries": _transpose_queries,
-        "channels": _flip_channels,
-        "padding": _pad_like_tensorflow,
-        "LayerNorm epsilon": _set_epsilon(keras.layers.LayerNormalization),
-        "BatchNorm epsilon": _set_epsilon(BatchNormalization),
-        "projection activation": _projection_activation(None),
-        "query and key": _swap_dense("query", "key"),
-        "key and value": _swap_dense("key", "value"),
-        "hard swish": _hard_swish,
-    },
-    2: {
-        "transposed kernels": _transpose_spatial_kernels,
-        "channels": _flip_channels,
-        "padding": _pad_like_tensorflow,
-        "GroupNorm epsilon": _set_epsilon(GroupNorm1),
-        "BatchNorm epsilon": _set_epsilon(BatchNormalization),
-        "projection activation": _projection_activation(keras.ops.silu),
-        "key and value": _swap_key_and_value,
-        "hard swish": _hard_swish,
-    },
-}
-
-
-@pytest.mark.parametrize("version", [1, 2])
-def test_a_changed_network_is_far_from_apples(version, tmp_path):
-    """The comparison sees each of these changes."""
-    variant = SMALLEST[version]
-    case = reference.load_case(variant, "logits_256x256")
-    pixels = channels_last(case.input())
-    for name, change in TWINS[version].items():
-        model = load(variant, tmp_path)
-        change(model)
-        value, tolerance = case.compare({"logits": run(model, pixels)})["logits"]
-        assert value > 100 * tolerance, name
-
-
-@VERSIONS
-def test_the_other_corner_rule_is_far_from_apples_on_odd_maps(version, tmp_path, monkeypatch):
-    """Version 1 resizes with half-pixel centres and back, version 2 with aligned corners."""
-    module, variant = (mobilevit, mobilevitv2)[version - 1], SMALLEST[version]
-    case, model, resize = reference.load_case(variant, "logits_224x300"), load(variant, tmp_path), module.resize
-    monkeypatch.setattr(module, "resize", lambda *args, align_corners: resize(*args, align_corners=not align_corners))
-    value, tolerance = case.compare({"logits": run(model, channels_last(case.input()))})["logits"]
-    assert value > 100 * tolerance
-
-
-# --------------------------------------------------------------------------------------------------
-# The PyTorch twin
-# --------------------------------------------------------------------------------------------------
-
-
-def pytorch_class(version, ending="ForImageClassification"):
-    from mobilevit_hub import pt
-
-    return getattr(pt, ("MobileViT", "MobileViTV2")[version - 1] + ending)
-
-
-def pytorch_run(model, pixels, **options):
-    """The output of the PyTorch twin on channels-last images, as its fields in NumPy."""
-    import torch
-
-    with torch.no_grad():
-        return model.eval()(torch.from_numpy(np.ascontiguousarray(channels_first(pixels))), **options)
-
-
-@pytest.mark.parity
-def test_pytorch_and_keras_agree_on_the_same_folder(network):
-    variant, folder, model = network
-    twin = pytorch_class(version_of(variant)).from_pretrained(folder)
-    sizes = [(256, 256), (192, 192), (224, 300), (384, 384)] if variant in SIZES else [(224, 300)]
-    for height, width in sizes:
-        pixels = images(1, height, width)
-        figure = reference.figure(run(model, pixels), pytorch_run(twin, pixels).logits)
-        assert figure < 1e-4, (height, width)
-
-
-FIELDS = [
-    {},
-    {"output_stride": 8},
-    {"output_stride": 16},
-    {"patch_size": 4},
-    {"patch_size": [8, 4, 2]},
-    {"patch_size": 1},
-    {"hidden_act": "relu"},
-    {"hidden_act": "gelu"},
-    {"conv_kernel_size": 5},
-    {"num_channels": 1},
-]
-FIELDS_OF = {
-    1: [{"use_fusion": False}, {"attention_head_size": 8}, {"qkv_bias": False}, {"mlp_ratio": 3.0},
-        {"n_attn_blocks": [2, 1, 3]}, {"expand_ratio": 1, "neck_hidden_sizes": [8, 8, 16, 16, 16, 24, 32]}],
-    2: [{"attn_norm": "layer"}, {"odd_map": "stock"}, {"ffn_multiplier": 3}, {"layer_norm_eps": 1e-2},
-        {"expand_ratio": 1}],
-}  # fmt: skip
-
-
-@pytest.mark.parity
-@pytest.mark.parametrize(
-    ("version", "fields"), [(v, f) for v in (1, 2) for f in FIELDS + FIELDS_OF[v]], ids=lambda value: str(value)
-)
-def test_every_knob_means_the_same_in_both_twins(version, fields, tmp_path):
-    """All feature maps and the logits, on even, odd and small images."""
-    config = tiny_config(version, **fields)
-    model = CLASSIFIERS[version](config)
-    save_checkpoint(tmp_path, awake_tensors(shapes_of(model)), config)
-    model = CLASSIFIERS[version].from_pretrained(tmp_path)
-    maps = BACKBONES[version].from_pretrained(tmp_path, out_features=STAGES)
-    twin = pytorch_class(version).from_pretrained(tmp_path)
-    twin_maps = pytorch_class(version, "Backbone").from_pretrained(tmp_path, out_features=STAGES)
-    assert (maps.channels, maps.strides, maps.out_indices) == (
-        twin_maps.channels, twin_maps.strides, twin_maps.out_indices
-    )  # fmt: skip
-    for height, width in ((64, 96), (101, 77)):
-        pixels = images(2, height, width, channels=config.num_channels)
-        assert reference.figure(run(model, pixels), pytorch_run(twin, pixels).logits) < 1e-4
-        expected = pytorch_run(twin_maps, pixels).feature_maps
-        for name, value, other in zip(STAGES, run(maps, pixels).values(), expected, strict=True):
-            assert reference.figure(channels_first(value), other) < 1e-4, name
-
-
-@pytest.mark.parity
-@VERSIONS
-def test_the_network_without_a_classifier_agrees_as_well(version, tmp_path):
-    config = tiny_config(version)
-    save_checkpoint(tmp_path, awake_tensors(shapes_of(CLASSIFIERS[version](config))), config)
-    pixels = images(2, 96, 80)
-    ours = run(MODELS[version].from_pretrained(tmp_path), pixels)
-    theirs = pytorch_run(pytorch_class(version, "Model").from_pretrained(tmp_path), pixels)
-    assert list(ours) == ["last_hidden_state", "pooler_output"]
-    assert reference.figure(channels_first(ours["last_hidden_state"]), theirs.last_hidden_state) < 1e-4
-    assert reference.figure(ours["pooler_output"], theirs.pooler_output) < 1e-4
-
-
-TORCH_BACKEND = """
-import sys
-import numpy as np
-import keras_networks as kn
-import reference
-
-assert kn.keras.backend.backend() == "torch"
-figures = []
-for version in (1, 2):
-    folder = sys.argv[version]
-    model = kn.CLASSIFIERS[version].from_pretrained(folder + "/tiny")
-    for size in ((64, 96), (101, 77)):
-        figures.append(reference.figure(kn.run(model, kn.images(2, *size)), np.load(f"{folder}/{size[0]}.npy")))
-    case = reference.load_case(kn.SMALLEST[version], "logits_224x300")
-    model = kn.CLASSIFIERS[version].from_pretrained(folder + "/full")
-    ((value, tolerance),) = case.compare({"logits": kn.run(model, case.input().transpose(0, 2, 3, 1))}).values()
-    figures.append(value)
-print(max(figures))
-"""
-
-
-@pytest.mark.parity
-def test_logits_are_the_same_on_the_torch_backend(tmp_path):
-    folders = []
-    for version in (1, 2):
-        folders.append(tmp_path / str(version))
-        config = tiny_config(version)
-        save_checkpoint(folders[-1] / "tiny", awake_tensors(shapes_of(CLASSIFIERS[version](config))), config)
-        reference_folder(folders[-1] / "full", SMALLEST[version])
-        model = CLASSIFIERS[version].from_pretrained(folders[-1] / "tiny")
-        for height, width in ((64, 96), (101, 77)):
-            np.save(folders[-1] / f"{height}.npy", run(model, images(2, height, width)))
-    printed = fresh_process(TORCH_BACKEND, *folders, KERAS_BACKEND="torch").stdout
-    assert 0 < float(printed.split()[-1]) < 1e-4
-
-
-# --------------------------------------------------------------------------------------------------
-# A Keras model
-# --------------------------------------------------------------------------------------------------
 
 
 @VERSIONS
@@ -339,8 +37,6 @@ def test_the_counts_are_those_of_pytorch(version):
     """Trainable and all values; Keras counts the counters of BatchNorm as well."""
     parameters = {"mobilevit_xxs": 1_272_024, "mobilevitv2_050": 1_370_593}[SMALLEST[version]]
     stored = sum(math.prod(shape) for _, shape in reference.manifest()[SMALLEST[version]]["tensors"])
-    from mobilevit_hub.configuration import config_from_dict
-
     model = CLASSIFIERS[version](config_from_dict(reference.config(SMALLEST[version])))
     assert sum(math.prod(w.shape) for w in model.trainable_weights) == parameters
     assert model.count_params() == stored
@@ -384,7 +80,7 @@ def test_compile_fit_evaluate_and_predict(version):
     model = compiled(CLASSIFIERS[version](tiny_config(version, hidden_dropout_prob=0.0)))
     assert not model.jit_compile  # on a CPU the compiler makes it several times slower
     pixels, labels = images(4, 48, 48), np.array([0, 2, 4, 6])
-    history = model.fit(pixels, labels, batch_size=4, epochs=40, verbose=0).history
+    history = model.fit(pixels, labels, batch_size=4, epochs=20, verbose=0).history
     assert history["loss"][-1] < 0.5 * history["loss"][0]
     assert np.isfinite(model.evaluate(pixels, labels, verbose=0)).all()
     np.testing.assert_allclose(model.predict(pixels, verbose=0), run(model, pixels), rtol=1e-4, atol=1e-5)
@@ -409,17 +105,19 @@ def test_an_unfrozen_network_with_frozen_norms_keeps_their_statistics_only(versi
     for layer in layers(model, BatchNormalization):
         layer.trainable = False
     before = {name: numpy(weight.variable + 0) for name, weight in model.named_weights().items()}
-    compiled(model, run_eagerly=True).fit(images(4, 48, 48), np.arange(4), verbose=0)
+    # At 128 px every map holds several patches; attention over one patch has no gradient for query and key.
+    compiled(model, run_eagerly=True).fit(images(4, 128, 128), np.arange(4), verbose=0)
     same = {n for n, weight in model.named_weights().items() if np.array_equal(before[n], numpy(weight.variable + 0))}
-    assert same == {n for n in before if ".normalization." in n}
+    norms = {n for n in before if ".normalization." in n}
+    # A bias of the keys moves all scores of a query alike, which softmax does not see: its gradient is rounding.
+    assert norms <= same <= norms | {n for n in before if n.endswith("key.bias")}
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 @VERSIONS
 def test_mixed_precision(version, policy, tmp_path):
-    config = tiny_config(version)
-    save_checkpoint(tmp_path, awake_tensors(shapes_of(CLASSIFIERS[version](config))), config)
-    plain, mixed = (CLASSIFIERS[version].from_pretrained(tmp_path, dtype=dtype) for dtype in (None, policy))
+    folder = tiny_folder(tmp_path, version)
+    plain, mixed = (CLASSIFIERS[version].from_pretrained(folder, dtype=dtype) for dtype in (None, policy))
     assert keras.config.dtype_policy().name == "float32"
     pixels = images(2, 75, 96)
     got, expected = run(mixed, pixels), run(plain, pixels)

@@ -91,7 +91,7 @@ def image_dataset(
 
 def training_batches(
     images: LabelledImages,
-    keys: Callable[[], Iterable[Batch]],
+    batches: Callable[[], Iterable[Batch]],
     count: int,
     size: int,
     processor: MobileViTImageProcessor,
@@ -104,9 +104,9 @@ def training_batches(
 
     Args:
         images: The photos.
-        keys: Called at the start of each pass; which photos, in which order, with which random seeds.
+        batches: Called at the start of each pass; which photos, in which order, with which random seeds.
         count: Batches of a pass.
-        size: Image side in pixels, that of `keys`.
+        size: Image side in pixels, that of the batches.
         processor: Channel order and interpolation.
         recipe: Random transforms.
         one_hot: Labels as probabilities; needed for MixUp and CutMix.
@@ -117,22 +117,21 @@ def training_batches(
     classes = len(images.label_names)
 
     def prepare(batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        batch = batch.tolist()
-        photos = [training_photo(images, key, recipe, processor.channel_order, processor.interpolation) for key in batch]
-        pixels = np.stack([photo for photo, _ in photos]).astype(np.float32) / 255
-        labels = np.asarray([label for _, label in photos])
+        keys, look = batch.tolist(), (processor.channel_order, processor.interpolation)
+        photos, classes_of = zip(*(training_photo(images, key, recipe, *look) for key in keys), strict=True)
+        pixels, labels = np.stack(photos).astype(np.float32) / 255, np.asarray(classes_of)
         if not one_hot:
             return pixels, labels
-        rng = random.Random(sum(seed for _, _, seed in batch))  # noqa: S311 - augmentation, not secrets
+        rng = random.Random(sum(seed for _, _, seed in keys))  # noqa: S311 - augmentation, not secrets
         mixed, targets = mix_batch(pixels.transpose(0, 3, 1, 2), labels, classes, rng, recipe.mixup, recipe.cutmix)
         return np.ascontiguousarray(mixed.transpose(0, 2, 3, 1)), targets
 
     def all_keys() -> Iterator[np.ndarray]:
-        yield from (np.asarray(batch, dtype=np.int64) for batch in keys())
+        yield from (np.asarray(batch, dtype=np.int64) for batch in batches())
 
-    batches = tf.data.Dataset.from_generator(all_keys, output_signature=tf.TensorSpec((None, 3), tf.int64))
-    batches = batches.apply(tf.data.experimental.assert_cardinality(count))
-    return _prepared(batches, prepare, (size, size), classes if one_hot else None, workers)
+    dataset = tf.data.Dataset.from_generator(all_keys, output_signature=tf.TensorSpec((None, 3), tf.int64))
+    dataset = dataset.apply(tf.data.experimental.assert_cardinality(count))
+    return _prepared(dataset, prepare, (size, size), classes if one_hot else None, workers)
 
 
 def validation_batches(

@@ -22,7 +22,7 @@ import numpy as np
 
 from mobilevit_hub.errors import InputError, MissingDependencyError, require
 
-from .layers import ConvNormAct, check_pixel_values, fold_patches, patch_multiple, resize, unfold_patches
+from .layers import ConvNormAct, check_pixel_values, patch_multiple, resize
 from .mobilevit import MobileViTBlock, TFMobileViTForImageClassification
 from .mobilevitv2 import MobileViTV2Block, TFMobileViTV2ForImageClassification
 from .pretrained import image_input
@@ -100,26 +100,34 @@ def as_linear(layer: ConvNormAct | keras.layers.Dense) -> Linear:
     return Linear(kernel[0, 0], bias)
 
 
-def activation_of(layer: ConvNormAct) -> Function:
+def swish(features: tf.Tensor) -> tf.Tensor:
+    """`x · sigmoid(x)` in the only form that TensorFlow merges into the convolution before it."""
+    return features * tf.sigmoid(features)
+
+
+def activation_of(layer: keras.layers.Activation | None) -> Function:
     """The activation of a layer; the identity where it has none."""
-    return layer.activation.activation if layer.activation is not None else lambda features: features
+    if layer is None:
+        return lambda features: features
+    return swish if layer.activation is keras.activations.silu else layer.activation
 
 
 def convolution(layer: ConvNormAct) -> Function:
-    """Convolution, BatchNorm and activation as one biased convolution and the activation."""
+    """Convolution, BatchNorm and activation as one biased convolution and the activation.
+
+    At stride 2 the kernel gets a row and a column of zeros at its far sides. With this even side "SAME" pads
+    the near sides as the layer does, at even and odd sizes; the zeros meet whatever is padded at the far sides.
+    """
     kernel, bias = folded_convolution(layer)
-    activation = activation_of(layer)
-    stride, padding = layer.stride, layer.padding
-    dilation = layer.convolution.dilation_rate
+    activation = activation_of(layer.activation)
     depthwise = isinstance(layer.convolution, keras.layers.DepthwiseConv2D)
-    steps, side = (1, stride, stride, 1), (padding, padding)
+    run_convolution = tf.nn.depthwise_conv2d if depthwise else tf.nn.conv2d
+    steps, dilation = (1, layer.stride, layer.stride, 1), layer.convolution.dilation_rate
+    if layer.stride == 2:
+        kernel = np.pad(kernel, ((0, 1), (0, 1), (0, 0), (0, 0)))
 
     def run(features: tf.Tensor) -> tf.Tensor:
-        if stride > 1:  # an operation of its own: TensorFlow dies on a depthwise one with explicit sides
-            features = tf.pad(features, ((0, 0), side, side, (0, 0)))
-        run_convolution = tf.nn.depthwise_conv2d if depthwise else tf.nn.conv2d
-        padding = "VALID" if stride > 1 else "SAME"
-        features = run_convolution(features, _constant(kernel), steps, padding, dilations=dilation)
+        features = run_convolution(features, _constant(kernel), steps, "SAME", dilations=dilation)
         return activation(tf.nn.bias_add(features, _constant(bias)))
 
     return run
@@ -143,6 +151,25 @@ def standardisation(norm: Any, *, axes: tuple[int, ...] = (-1,), centred: bool =
     return run
 
 
+def transpose(features: tf.Tensor, axes: tuple[int, ...]) -> tf.Tensor:
+    """Reorders axes. As integers: for floats TensorFlow takes oneDNN, slow to start and on short rows."""
+    return tf.bitcast(tf.transpose(tf.bitcast(features, tf.uint32), axes), tf.float32)
+
+
+def unfold_patches(features: tf.Tensor, patch: int) -> tf.Tensor:
+    """`(B, H, W, C)` to `(B, P, N, C)`: `layers.unfold_patches` in one transposition."""
+    _, height, width, channels = features.shape
+    grid = tf.reshape(features, (-1, height // patch, patch, width // patch, patch, channels))
+    return tf.reshape(transpose(grid, (0, 2, 4, 1, 3, 5)), (-1, patch**2, height * width // patch**2, channels))
+
+
+def fold_patches(tokens: tf.Tensor, patch: int, height: int, width: int) -> tf.Tensor:
+    """`(B, P, N, C)` to `(B, height, width, C)`: the inverse of `unfold_patches`."""
+    channels = tokens.shape[-1]
+    grid = tf.reshape(tokens, (-1, patch, patch, height // patch, width // patch, channels))
+    return tf.reshape(transpose(grid, (0, 3, 1, 4, 2, 5)), (-1, height, width, channels))
+
+
 # --------------------------------------------------------------------------------------------------
 # Version 1
 # --------------------------------------------------------------------------------------------------
@@ -161,9 +188,9 @@ def attention(layer: Any) -> Function:
     def run(tokens: tf.Tensor) -> tf.Tensor:
         count = tokens.shape[1]
         projected = tf.reshape(qkv(norm(tokens)), (-1, count, 3, heads, size))
-        query, key, value = tf.unstack(tf.transpose(projected, (2, 0, 3, 1, 4)))
+        query, key, value = tf.unstack(transpose(projected, (2, 0, 3, 1, 4)))
         weights = tf.nn.softmax(tf.matmul(query, key, transpose_b=True))
-        context = tf.transpose(tf.matmul(weights, value), (0, 2, 1, 3))
+        context = transpose(tf.matmul(weights, value), (0, 2, 1, 3))
         return out(tf.reshape(context, (-1, count, heads * size)))
 
     return run
@@ -174,7 +201,7 @@ def feed_forward(layer: Any) -> Function:
     norm = standardisation(layer.layernorm_after, centred=True)
     wide = as_linear(layer.intermediate.dense).after(layer.layernorm_after)
     narrow = as_linear(layer.output_.dense).without_mean()
-    activation = layer.activation.activation
+    activation = activation_of(layer.activation)
     return lambda tokens: narrow(activation(wide(norm(tokens))))
 
 
@@ -190,7 +217,7 @@ def version_1_block(block: MobileViTBlock) -> Function:
     layers = [residual(part(layer)) for layer in block.transformer.layer for part in (attention, feed_forward)]
     transformer = _chain([*layers, standardisation(block.layernorm, centred=True)])
     projection = as_linear(block.conv_projection).after(block.layernorm)
-    activation = activation_of(block.conv_projection)
+    activation = activation_of(block.conv_projection.activation)
     fusion = convolution(block.fusion) if block.fusion is not None else None
     patch, width = block.patch_size, block.width
 
@@ -245,7 +272,7 @@ def version_2_feed_forward(layer: Any) -> Function:
     """Norm and the two pointwise convolutions of a version 2 transformer layer."""
     norm = version_2_norm(layer.layernorm_after)
     wide, narrow = as_linear(layer.ffn.conv1).after(layer.layernorm_after), as_linear(layer.ffn.conv2)
-    activation = activation_of(layer.ffn.conv1)
+    activation = activation_of(layer.ffn.conv1.activation)
     return lambda tokens: narrow(activation(wide(norm(tokens))))
 
 

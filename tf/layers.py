@@ -54,11 +54,40 @@ class Block(keras.layers.Layer):
         return input_shape
 
 
+def replicas() -> Any:
+    """The context of a `tf.distribute` strategy whose devices share each batch; None where there is one device."""
+    if keras.backend.backend() != "tensorflow":
+        return None
+    import tensorflow as tf
+
+    context = tf.distribute.get_replica_context()
+    return context if context is not None and context.num_replicas_in_sync > 1 else None
+
+
+def moments(features: Any) -> tuple[Any, Any, Any]:
+    """Mean and biased variance `(C,)` of `(…, C)`, and how many values each is taken from.
+
+    Under a `tf.distribute` strategy those of the whole batch, of which each device has a part.
+    """
+    axes, context = tuple(range(len(features.shape) - 1)), replicas()
+    count = ops.cast(ops.size(features) // features.shape[-1], features.dtype)
+    if context is None:
+        return *ops.moments(features, axes=axes), count
+    total, count = context.all_reduce("SUM", [ops.sum(features, axis=axes), count])
+    mean = total / count
+    # In two passes: mean(x²) − mean², which Keras takes here, loses the digits that the two have in common.
+    variance = context.all_reduce("SUM", ops.sum(ops.square(features - mean), axis=axes)) / count
+    return mean, variance, count
+
+
 class BatchNormalization(keras.layers.BatchNormalization):
     """Batch normalisation whose statistics follow PyTorch's.
 
     Epsilon 1e-5; momentum 0.9, which PyTorch calls 0.1. The running variance takes the unbiased batch
     variance, n / (n − 1) times the biased one that Keras would take. Counts batches, as checkpoints do.
+
+    Training on several devices normalises with the moments of all of them together: what one device
+    with the whole batch would do, also where the part of each is small or parts differ in size.
     """
 
     def __init__(self, momentum: float = 0.9, epsilon: float = 1e-5, **options: Any) -> None:
@@ -78,9 +107,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
         features = ops.cast(inputs, exact)
         mean, variance = ops.cast(self.moving_mean, exact), ops.cast(self.moving_variance, exact)
         if training and self.trainable:
-            axes, old_mean, old_variance = tuple(range(len(inputs.shape) - 1)), mean, variance
-            mean, variance = ops.moments(features, axes=axes, synchronized=self.synchronized)
-            count = ops.cast(ops.size(inputs) // inputs.shape[-1], exact)
+            old_mean, old_variance = mean, variance
+            mean, variance, count = moments(features)
             unbiased = variance * (count / ops.maximum(count - 1, 1))
             keep = self.momentum
             self.moving_mean.assign(old_mean * keep + mean * (1 - keep))

@@ -12,7 +12,7 @@ import numpy as np
 
 from mobilevit_hub import checkpoints, hub
 from mobilevit_hub.checkpoints import Checkpoint
-from mobilevit_hub.errors import CheckpointError, MissingDependencyError, NotFoundError, SourceError
+from mobilevit_hub.errors import CheckpointError, MissingDependencyError, NotFoundError, OfflineError
 from mobilevit_hub.names import HEADS
 from mobilevit_hub.tensors import MAX_TENSORS, check_values
 
@@ -28,8 +28,8 @@ _ENDINGS = {
 def open_checkpoint(name: str, **places: Any) -> tuple[Checkpoint, Any, dict[str, np.ndarray]]:
     """Opens a checkpoint as `checkpoints.open_checkpoint` does, or through its `tf_model.h5`.
 
-    The old file is taken where there is no `model.safetensors`, and where there is only a
-    `pytorch_model.bin` and PyTorch is not installed.
+    The old file is taken where there is no other, and where the other is a `pytorch_model.bin` and PyTorch
+    is not installed.
 
     Args:
         name: An alias, a folder, or a Hub id.
@@ -37,12 +37,18 @@ def open_checkpoint(name: str, **places: Any) -> tuple[Checkpoint, Any, dict[str
 
     Returns:
         The checkpoint, its config, and its tensors by our names.
+
+    Raises:
+        SourceError, ConfigError, CheckpointError: See `checkpoints.open_checkpoint`.
+        MissingDependencyError: There is only a `pytorch_model.bin`, and PyTorch is not installed.
     """
     try:
         return checkpoints.open_checkpoint(name, **places)
-    except (NotFoundError, MissingDependencyError):
+    except (NotFoundError, OfflineError, MissingDependencyError) as error:
         checkpoint = checkpoints.find_checkpoint(name, **places)
-        weights_file = _old_file_of(checkpoint, places)
+        if isinstance(error, OfflineError):  # the cache may still hold the old file
+            places["local_files_only"] = True
+        weights_file = _find_old_file(checkpoint, places)
         if weights_file is None:
             raise
     checkpoint = replace(checkpoint, find_weights=lambda: weights_file)
@@ -51,15 +57,14 @@ def open_checkpoint(name: str, **places: Any) -> tuple[Checkpoint, Any, dict[str
     return checkpoint, checkpoints.load_config(checkpoint), tensors
 
 
-def _old_file_of(checkpoint: Checkpoint, places: dict[str, Any]) -> Path | None:
-    """The old file beside a checkpoint's config; None where there is none."""
-    beside = checkpoint.config_file.with_name(FILE)
-    if beside.is_file():
-        return beside
+def _find_old_file(checkpoint: Checkpoint, places: dict[str, Any]) -> Path | None:
+    """The `tf_model.h5` in the folder or repository of a checkpoint; None where there is none."""
+    folder = Path(checkpoint.name).expanduser()
+    if checkpoint.preset is None and folder.is_dir():
+        return folder / FILE if (folder / FILE).is_file() else None
     repo_id = checkpoint.preset.hub_id if checkpoint.preset else checkpoint.name
-    if not Path(checkpoint.name).is_dir() and repo_id and hub.looks_like_hub_id(repo_id):
-        with suppress(SourceError):
-            return hub.fetch(repo_id, FILE, places)
+    with suppress(NotFoundError, OfflineError):
+        return hub.fetch(repo_id, FILE, places) if repo_id else None
     return None
 
 
@@ -71,17 +76,23 @@ def read_h5(path: str | Path) -> dict[str, np.ndarray]:
     """
     tensors: dict[str, np.ndarray] = {}
 
+    def refuse(name: str, what: str) -> CheckpointError:
+        return CheckpointError(f"{path}: tensor {name!r} {what}.", path=path, field=name, mismatched=[name])
+
     def read(name: str, item: Any) -> None:
         if not isinstance(item, h5py.Dataset):
             return
         if len(tensors) == MAX_TENSORS:
             raise CheckpointError(f"{path}: holds more than {MAX_TENSORS:,} tensors.", path=path)
+        if item.dtype.kind != "f" or item.shape is None:
+            raise refuse(name, f"is no array of floating point numbers (type {item.dtype})")
         # A tiny file can describe a huge tensor, and one that stands in another file.
         if item.external or item.is_virtual or item.id.get_storage_size() < item.nbytes:
-            raise CheckpointError(
-                f"{path}: tensor {name!r} claims {item.size:,} values but the file stores fewer.", path=path, field=name
-            )
-        tensors[_our_name(name, path)] = _our_layout(item[()])
+            raise refuse(name, f"claims {item.size:,} values but the file stores fewer")
+        ours = _our_name(name, path)
+        if ours in tensors:
+            raise refuse(name, f"is the second {ours!r} in the file")
+        tensors[ours] = _our_layout(item[()])
 
     try:
         with h5py.File(path, "r") as file:

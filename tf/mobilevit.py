@@ -174,7 +174,7 @@ class MobileViTBlock(Block):
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Makes the weights."""
         self.downsampling_layer.build(input_shape)
-        channels, width = self.downsampling_layer.compute_output_shape(input_shape)[-1], self.width
+        channels, width = self.downsampling_layer.reduce_1x1.out_channels, self.width
         for layer in (self.conv_kxk, self.conv_1x1):
             layer.build((None, None, None, channels))
         for layer in (self.transformer, self.layernorm):

@@ -113,7 +113,7 @@ class FeedForward(Block):
 
     def __init__(self, config: MobileViTV2Config, width: int, name: str | None = None) -> None:
         super().__init__(name=name)
-        settings = {"bias": True, "norm": False}
+        settings: dict[str, Any] = {"bias": True, "norm": False}
         self.conv1 = ConvNormAct(config.ffn_size(width), activation=config.hidden_act, name="conv1", **settings)
         self.dropout1 = keras.layers.Dropout(config.ffn_dropout)
         self.conv2 = ConvNormAct(width, name="conv2", **settings)

@@ -237,6 +237,15 @@ class HubModel(keras.Model):
         """Every weight by its name in the checkpoint."""
         return {weight.name: weight for weight in weights_of(self)}
 
+    def freeze_norms(self) -> None:
+        """Keeps statistics, scale and shift of every BatchNorm, also in training: for fine-tuning on few photos.
+
+        Compile the model afterwards. `model.backbone.trainable = True` unfreezes them.
+        """
+        for _, layer in layers_of(self):
+            if isinstance(layer, keras.layers.BatchNormalization):
+                layer.trainable = False
+
     @staticmethod
     def initializers(config: Any) -> Initializers:
         """How new weights are drawn."""

@@ -203,7 +203,8 @@ class WeightAverage(keras.callbacks.Callback):
         super().__init__()
         variables = [weight.variable for weight in model.named_weights().values()]
         self.variables = [v for v in variables if "float" in v.dtype]
-        self.momentum, self.average = momentum, None
+        self.momentum = momentum
+        self.average: list[Any] | None = None
 
         def mixed(average: list[Any]) -> list[Any]:
             return [old + momentum * (v.value - old) for old, v in zip(average, self.variables, strict=True)]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+FRAMEWORKS = ("pt", "tf")
+"""PyTorch and Keras, as users name them."""
 STAGE_NAMES = ("stem", "stage1", "stage2", "stage3", "stage4", "stage5")
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .architecture import FRAMEWORKS
 from .errors import ConfigError, InputError, MobileViTHubError, MobileViTHubWarning
 
 DEFAULT_MODEL = "mobilevit-xxs-tiny-imagenet"
@@ -115,6 +116,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     verb.add_argument("name", help="alias, folder or Hub id")
     verb.add_argument("--download", action="store_true", help="fetch all its files and show what they say")
+    verb.add_argument("--framework", choices=FRAMEWORKS, help="also open it in PyTorch or Keras, and say as what")
     _add_hub_options(verb)
 
     verb = _verb(
@@ -152,7 +154,9 @@ def build_parser() -> argparse.ArgumentParser:
     verb.add_argument("--recipe", default="finetune", choices=list(RECIPES), help="default: %(default)s")
     verb.add_argument("--output-stride", type=int, choices=(8, 16, 32), help="pixels per pixel of the last map")
     verb.add_argument("--resume", action="store_true", help="continue the last checkpoint in the output folder")
-    verb.add_argument("--workers", type=int, default=0, help="processes, in Keras threads, that prepare photos (default: %(default)s)")
+    verb.add_argument(
+        "--workers", type=int, default=0, help="processes, in Keras threads, that prepare photos (default: %(default)s)"
+    )
     verb.add_argument("--save-steps", type=int, default=500, help="steps between checkpoints (default: %(default)s)")
     for option in fields(Recipe):
         flag = "--" + option.name.replace("_", "-")
@@ -180,7 +184,7 @@ def _verb(verbs: Any, name: str, run: Any, purpose: str, examples: str) -> argpa
 
 
 def _add_framework(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--framework", choices=("pt", "tf"), default="pt", help="PyTorch or Keras (default: %(default)s)")
+    verb.add_argument("--framework", choices=FRAMEWORKS, default="pt", help="PyTorch or Keras (default: %(default)s)")
 
 
 def _add_hub_options(verb: argparse.ArgumentParser) -> None:
@@ -267,6 +271,11 @@ def info_command(arguments: argparse.Namespace) -> int:
             weights = checkpoint.weights_file
             record["files"] = {"weights": str(weights), "sha256": sha256_of(weights), **record["files"]}
         record["differences"] = [] if preset is None else _differences(preset, checkpoint, processor)
+    if arguments.framework:
+        from .runtimes import from_pretrained, parameter_count
+
+        network = from_pretrained(name, framework=arguments.framework, **_hub_options(arguments))
+        record["model"] = {"class": type(network).__name__, "params": parameter_count(network)}
     if arguments.json:
         print(json.dumps(record, indent=2))
         return 0

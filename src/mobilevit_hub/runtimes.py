@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Iterable, Iterator
@@ -11,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from .architecture import FRAMEWORKS
 from .checkpoints import PLACES, Checkpoint, find_checkpoint, load_config
 from .errors import ConfigError, ImageError, InputError, MissingDependencyError, MobileViTHubWarning, require
 from .image_processing import MobileViTImageProcessor, processor_for, processor_from_dict
 from .presets import Preset, find_preset
 from .recipes import evaluation_resize
 
-FRAMEWORKS = ("pt", "tf")
 TASKS = ("image-classification", "features", "backbone")
 _CLASS_ENDINGS = {"image-classification": "ForImageClassification", "features": "Model", "backbone": "Backbone"}
 
@@ -75,6 +76,12 @@ def from_pretrained(
 
 def _places(options: dict[str, Any]) -> dict[str, Any]:
     return {name: options[name] for name in PLACES if name in options}
+
+
+def parameter_count(network: Any) -> int:
+    """Number of trainable values of a network of either framework; statistics of norms do not count."""
+    weights = network.parameters() if hasattr(network, "parameters") else network.trainable_variables
+    return sum(math.prod(weight.shape) for weight in weights)
 
 
 def image_processor(name: str | Path, **options: Any) -> MobileViTImageProcessor:

@@ -207,9 +207,7 @@ def _check_output(checkpoints: Path, resume: bool, settings: dict[str, Any]) -> 
         )
 
 
-def _open_photos(
-    data: str | Path, validation: str | Path | None, seed: int
-) -> tuple[LabelledImages, LabelledImages]:
+def _open_photos(data: str | Path, validation: str | Path | None, seed: int) -> tuple[LabelledImages, LabelledImages]:
     """The photos to train on and those to measure on."""
     if validation is None:
         images, held_out = open_split(data, "train", seed), open_split(data, "validation", seed)

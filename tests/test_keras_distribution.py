@@ -1,0 +1,267 @@
+"""Training on several devices and in several processes: each step is that of one device with the whole batch."""
+
+import json
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+
+import numpy as np
+import pytest
+from keras_networks import (
+    CLASSIFIERS,
+    QUIET,
+    fresh_process,
+    images,
+    keras,
+    layers,
+    numpy,
+    run,
+    same_values,
+    tiny_folder,
+)
+from mobilevit_hub.tf.data import image_dataset
+from mobilevit_hub.tf.layers import BatchNormalization
+from shapes import save_shapes
+
+from mobilevit_hub.image_processing import processor_for
+from mobilevit_hub.recipes import get_recipe
+
+tf = pytest.importorskip("tensorflow", reason="distributes with TensorFlow")
+pytestmark = [pytest.mark.tf, QUIET]
+
+CLASSIFIER = CLASSIFIERS[2]
+DROPOUTS = dict.fromkeys(("attn_dropout", "ffn_dropout", "classifier_dropout_prob"), 0.0)
+FROZEN = ("stem", "stage1", "stage2", "stage3", "stage4")
+BATCH, STEPS = 8, 3
+TWO_CPUS = """
+import sys
+import tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+import test_keras_distribution as test
+test.on_two_devices(*sys.argv[1:])
+"""
+WORKER = """
+import sys
+import tensorflow as tf
+strategy = tf.distribute.MultiWorkerMirroredStrategy()
+import test_keras_distribution as test
+test.on_two_workers(strategy, *sys.argv[1:])
+"""
+
+
+# --- what the processes run ----------------------------------------------------------------------------------------
+
+
+class StepLosses(keras.callbacks.Callback):
+    """The loss of each step; Keras itself reports the mean since the epoch began."""
+
+    def __init__(self):
+        super().__init__()
+        self.losses = []
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.model.reset_metrics()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.losses.append(logs["loss"])
+
+
+def loaded(folder, optimizer, frozen=()):
+    """The classifier of a folder, ready to train, without dropout."""
+    model = CLASSIFIER.from_pretrained(folder, **DROPOUTS)
+    for layer in frozen:
+        model.backbone.get_layer(layer).trainable = False
+    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+    model.optimizer.build(model.trainable_variables)  # else the step is traced twice
+    return model
+
+
+def whole_network(folder):
+    return loaded(folder, keras.optimizers.SGD(0.01, momentum=0.9, weight_decay=0.05))
+
+
+def last_stage(folder):
+    """Trains the head and the last stage only, which starts sooner."""
+    return loaded(folder, keras.optimizers.AdamW(1e-3, weight_decay=0.05, epsilon=1e-5), FROZEN)
+
+
+def photos_of(folder):
+    """The first batches of the folder's photos."""
+    recipe, processor = get_recipe(seed=1), processor_for(36, 32, "bilinear", "rgb")
+    return image_dataset(folder, processor, batch_size=BATCH, recipe=recipe).take(STEPS)
+
+
+def arrays():
+    return images(2 * BATCH, 32, 32, seed=5), np.arange(2 * BATCH) % 3
+
+
+def fit(model, photos):
+    """Losses of the steps on photos, then on arrays."""
+    losses = StepLosses()
+    model.fit(photos_of(photos), shuffle=False, verbose=0, callbacks=[losses])
+    model.fit(*arrays(), batch_size=BATCH, shuffle=False, verbose=0, callbacks=[losses])
+    return losses.losses
+
+
+def state(model):
+    return {name: numpy(weight.variable + 0) for name, weight in model.named_weights().items()}
+
+
+def on_two_devices(folder, photos, output):
+    """What a user would write for the devices of one machine."""
+    from pathlib import Path
+
+    output = Path(output)
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    with strategy.scope():
+        model = whole_network(Path(folder))
+        layer = BatchNormalization()
+        layer.build((None, None, None, 4))
+    losses = fit(model, photos)
+    for weight in model.named_weights().values():
+        one, two = strategy.experimental_local_results(weight.variable.value)
+        np.testing.assert_array_equal(one.numpy(), two.numpy(), err_msg=weight.name)
+    model.save_pretrained(output)
+    pixels, labels = arrays()
+    scores = model.evaluate(pixels[:11], labels[:11], batch_size=4, verbose=0, return_dict=True)
+    logits = model.predict(pixels[:11], batch_size=4, verbose=0)
+
+    batch = next(iter(strategy.experimental_distribute_dataset(tf.data.Dataset.from_tensors(uneven()).unbatch().batch(5))))
+    normalised = tf.function(lambda part: strategy.run(layer, (part,), {"training": True}))(batch)
+    parts = [part.numpy() for part in strategy.experimental_local_results(normalised)]
+    np.savez(
+        output / "found.npz", losses=losses, logits=logits, accuracy=scores["accuracy"], loss=scores["loss"],
+        parts=[len(part) for part in parts], normalised=np.concatenate(parts), mean=numpy(layer.moving_mean + 0),
+        variance=numpy(layer.moving_variance + 0), count=numpy(layer.num_batches_tracked + 0),
+    )  # fmt: skip
+
+
+def on_two_workers(strategy, folder, photos, output):
+    """What a user would write for several machines.
+
+    Keras 3.15 cannot `fit` there: it takes the mean of scalars along axis 0 (keras-team/keras#20585). Its
+    `train_step` works.
+    """
+    from pathlib import Path
+
+    output = Path(output)
+    with strategy.scope():
+        model = last_stage(Path(folder))
+
+    @tf.function
+    def step(batch):
+        logs = strategy.run(model.train_step, args=(batch,))
+        return strategy.reduce("MEAN", logs["loss"], axis=None)
+
+    losses = []
+    for batch in strategy.experimental_distribute_dataset(photos_of(photos)):
+        model.reset_metrics()
+        losses.append(float(step(batch)))
+    worker = strategy.cluster_resolver.task_id
+    np.savez(output / f"worker{worker}.npz", losses=losses, **state(model))
+    if worker == 0:
+        model.save_pretrained(output / "model")
+
+
+def uneven():
+    """Five small maps far from zero, which two devices share as three and two."""
+    return 1000 + np.random.default_rng(3).normal(size=(5, 2, 2, 4)).astype(np.float32)
+
+
+def free_ports(count):
+    """Ports that nobody listens on."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+# --- tests ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return save_shapes(tmp_path_factory.mktemp("shapes"))
+
+
+@pytest.fixture(scope="module")
+def mirrored(photos, tmp_path_factory):
+    """What two devices found, their folder, the model of one device and its losses."""
+    folder = tiny_folder(tmp_path_factory.mktemp("start"), 2, num_labels=3)
+    output = tmp_path_factory.mktemp("mirrored")
+    with ThreadPoolExecutor() as pool:
+        child = pool.submit(fresh_process, TWO_CPUS, folder, photos, output, CUDA_VISIBLE_DEVICES="")
+        model = whole_network(folder)
+        losses = fit(model, photos)
+        child.result()
+    return np.load(output / "found.npz"), output, model, losses
+
+
+def close(model, other):
+    """Weights and statistics of two models agree to what float32 keeps over the steps."""
+    ours, theirs = state(model), state(other)
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        tolerance = 1e-5 if "running" in name else 1e-3
+        np.testing.assert_allclose(ours[name], value, rtol=tolerance, atol=tolerance * np.abs(value).max(), err_msg=name)
+
+
+def test_losses_of_two_devices_are_those_of_one(mirrored):
+    found, _, _, losses = mirrored
+    assert len(losses) == STEPS + 2
+    np.testing.assert_allclose(found["losses"], losses, rtol=1e-4)
+    assert max(losses) > 1.05 * min(losses)
+
+
+def test_weights_and_statistics_of_two_devices_are_those_of_one(mirrored):
+    _, folder, model, _ = mirrored
+    trained = CLASSIFIER.from_pretrained(folder)
+    close(trained, model)
+    counts = {int(numpy(norm.num_batches_tracked + 0)) for norm in layers(trained, BatchNormalization)}
+    assert counts == {100 + STEPS + 2}
+
+
+def test_two_devices_predict_and_evaluate(mirrored):
+    found, folder, _, _ = mirrored
+    pixels, labels = (array[:11] for array in arrays())
+    logits = run(CLASSIFIER.from_pretrained(folder), pixels)
+    np.testing.assert_allclose(found["logits"], logits, atol=1e-4)
+    assert found["accuracy"] == pytest.approx(np.mean(logits.argmax(axis=1) == labels))
+
+
+def test_uneven_parts_are_normalised_together(mirrored):
+    found = mirrored[0]
+    values = uneven().astype(np.float64)
+    mean, variance = values.mean(axis=(0, 1, 2)), values.var(axis=(0, 1, 2))
+    assert found["parts"].tolist() == [3, 2]
+    # float32 holds 1000 with an error of 6e-5.
+    np.testing.assert_allclose(found["normalised"], (values - mean) / np.sqrt(variance + 1e-5), atol=1e-3)
+    np.testing.assert_allclose(found["mean"], 0.1 * mean, rtol=1e-6)
+    np.testing.assert_allclose(found["variance"], 0.9 + 0.1 * variance * 20 / 19, rtol=1e-5)
+    assert found["count"] == 1
+
+
+def test_two_workers_train_as_one_process(photos, tmp_path):
+    folder = tiny_folder(tmp_path / "start", 2, num_labels=3)
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
+
+    def worker(index):
+        task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+        fresh_process(WORKER, folder, photos, tmp_path, TF_CONFIG=json.dumps(task), CUDA_VISIBLE_DEVICES="")
+
+    with ThreadPoolExecutor() as pool:
+        children = [pool.submit(worker, index) for index in range(2)]
+        model, losses = last_stage(folder), StepLosses()
+        model.fit(photos_of(photos), shuffle=False, verbose=0, callbacks=[losses])
+        for child in children:
+            child.result()
+    found = [dict(np.load(tmp_path / f"worker{index}.npz")) for index in range(2)]
+    for name, value in found[0].items():
+        np.testing.assert_array_equal(found[1][name], value, err_msg=name)
+    np.testing.assert_allclose(found[0].pop("losses"), losses.losses, rtol=1e-4)
+    trained = CLASSIFIER.from_pretrained(tmp_path / "model")
+    close(trained, model)
+    assert all(np.array_equal(value, found[0][name]) for name, value in state(trained).items())
+    assert not same_values(trained, CLASSIFIER.from_pretrained(folder))

@@ -1,0 +1,158 @@
+"""Keras' own formats: `.keras`, `.weights.h5` and saved models; and one framework without the other."""
+
+import numpy as np
+import pytest
+from keras_networks import (
+    CLASSIFIERS,
+    QUIET,
+    VERSIONS,
+    fresh_process,
+    images,
+    keras,
+    numpy,
+    run,
+    same_values,
+    tiny,
+    tiny_config,
+    tiny_folder,
+)
+
+pytestmark = [pytest.mark.tf, QUIET]
+
+
+FRESH = """
+import sys
+import numpy as np
+import keras
+import mobilevit_hub.tf
+
+folder, outputs = sys.argv[1], {}
+pixels = np.load(folder + "/pixels.npy")
+for version in ("1", "2"):
+    model = keras.saving.load_model(f"{folder}/{version}.keras")
+    outputs["keras" + version] = model.predict(pixels, verbose=0)
+    outputs["trainable" + version] = len(model.trainable_weights)
+    outputs["optimizer" + version] = np.concatenate([np.ravel(v) for v in model.optimizer.variables])
+    again = type(model).from_config(model.get_config())
+    again.load_weights(f"{folder}/{version}.weights.h5")
+    outputs["weights" + version] = np.asarray(again(pixels, training=False))
+np.savez(folder + "/outputs.npz", **outputs)
+"""
+
+
+def test_keras_files_open_in_a_fresh_process(tmp_path):
+    """With predictions, the state of the optimizer and what is frozen; PyTorch cannot be imported there."""
+    pixels, models = images(2, 64, 80), {}
+    np.save(tmp_path / "pixels.npy", pixels)
+    for version in (1, 2):
+        models[version] = model = tiny(version)
+        model.backbone.get_layer("stage1").trainable = False
+        model.compile(
+            keras.optimizers.AdamW(1e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True), run_eagerly=True
+        )
+        model.fit(pixels, np.arange(2), verbose=0)
+        model.save(tmp_path / f"{version}.keras")
+        model.save_weights(tmp_path / f"{version}.weights.h5")
+    fresh_process(FRESH, tmp_path, hide=("torch",))
+    outputs = np.load(tmp_path / "outputs.npz")
+    for version, model in models.items():
+        expected = run(model, pixels)
+        np.testing.assert_allclose(outputs[f"keras{version}"], expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(outputs[f"weights{version}"], expected)
+        assert outputs[f"trainable{version}"] == len(model.trainable_weights) < len(tiny(version).trainable_weights)
+        state = np.concatenate([np.ravel(numpy(v + 0)) for v in model.optimizer.variables])
+        np.testing.assert_array_equal(outputs[f"optimizer{version}"], state)
+
+
+@pytest.mark.filterwarnings("ignore:Skipping nested container")
+@VERSIONS
+def test_weights_of_another_network_are_refused_by_keras(version, tmp_path):
+    tiny(version).save_weights(tmp_path / "tiny.weights.h5")
+    with pytest.raises(ValueError, match="classifier"):
+        CLASSIFIERS[version](tiny_config(version, num_labels=9)).load_weights(tmp_path / "tiny.weights.h5")
+
+
+@VERSIONS
+def test_a_saved_model_for_any_size(version, tmp_path):
+    tf = pytest.importorskip("tensorflow")
+    model = tiny(version)
+    model.export(tmp_path / "exported", verbose=False)
+    exported = tf.saved_model.load(tmp_path / "exported")
+    for size in ((64, 64), (75, 101)):
+        pixels = images(2, *size)
+        np.testing.assert_allclose(exported.serve(pixels).numpy(), run(model, pixels), rtol=1e-3, atol=1e-4)
+
+
+# --------------------------------------------------------------------------------------------------
+# One framework without the other
+# --------------------------------------------------------------------------------------------------
+
+WITHOUT_TORCH = """
+import sys
+import numpy as np
+import mobilevit_hub.tf as twin
+from mobilevit_hub import checkpoints, configuration, data, image_processing, images, presets, recipes, runtimes, tensors
+
+folder = sys.argv[1]
+for version, cls in (("1", twin.TFMobileViTForImageClassification), ("2", twin.TFMobileViTV2ForImageClassification)):
+    model = cls.from_pretrained(f"{folder}/{version}")
+    np.save(f"{folder}/{version}.npy", model.predict(np.load(folder + "/pixels.npy"), verbose=0))
+    processor = image_processing.processor_for(288, 256, "bilinear", "bgr")
+    assert processor(np.zeros((300, 300, 3), np.uint8), return_tensors="np")["pixel_values"].shape == (1, 3, 256, 256)
+    model.save_pretrained(f"{folder}/saved{version}", processor=processor)
+"""
+
+
+def test_keras_needs_no_pytorch(tmp_path):
+    """Loading, predicting, preparing images and saving."""
+    pixels = images(2, 64, 64)
+    np.save(tmp_path / "pixels.npy", pixels)
+    for version in (1, 2):
+        tiny_folder(tmp_path / str(version), version)
+    done = fresh_process(WITHOUT_TORCH, tmp_path, hide=("torch", "torchvision"))
+    assert "PyTorch was not found" not in done.stderr + done.stdout
+    for version in (1, 2):
+        model = CLASSIFIERS[version].from_pretrained(tmp_path / f"saved{version}")
+        np.testing.assert_allclose(np.load(tmp_path / f"{version}.npy"), run(model, pixels), rtol=1e-4, atol=1e-5)
+        assert same_values(model, CLASSIFIERS[version].from_pretrained(tmp_path / str(version)))
+
+
+WITHOUT_KERAS = """
+import sys
+import mobilevit_hub
+from mobilevit_hub.errors import MissingDependencyError
+
+model = mobilevit_hub.MobileViTForImageClassification.from_pretrained(sys.argv[1])
+assert model.config.num_labels == 7
+try:
+    import mobilevit_hub.tf
+except MissingDependencyError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parity
+def test_pytorch_needs_no_keras(tmp_path):
+    printed = fresh_process(WITHOUT_KERAS, tiny_folder(tmp_path, 1), hide=("keras", "tensorflow", "h5py")).stdout
+    assert printed.strip() == (
+        'mobilevit_hub.tf needs keras, which is not installed. Install it with: pip install "mobilevit_hub[tf]".'
+    )
+
+
+def test_keras_without_its_backend_is_explained():
+    code = """
+    from mobilevit_hub.errors import MissingDependencyError
+    try:
+        import mobilevit_hub.tf
+    except MissingDependencyError as error:
+        print(error)
+    """
+    printed = fresh_process(code, hide=("tensorflow",), KERAS_BACKEND="tensorflow").stdout
+    assert "needs tensorflow, the backend that Keras is set to" in printed and "mobilevit_hub[tf]" in printed
+
+
+def test_importing_the_twin_says_nothing_and_leaves_the_environment_alone():
+    code = "import os; before = dict(os.environ); import mobilevit_hub.tf; print(set(os.environ) ^ set(before))"
+    done = fresh_process(code, hide=("torch",))
+    assert "PyTorch" not in done.stderr
+    assert "TRANSFORMERS_NO_ADVISORY_WARNINGS" not in done.stdout
