@@ -14,12 +14,12 @@ import pytest
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 keras = pytest.importorskip("keras", reason="needs Keras and its backend")
 
-import mobilevit_hub.tf as twin
 import reference
-from mobilevit_hub.tf.pretrained import layers_of, to_keras
 
+import mobilevit_hub.tf as twin
 from mobilevit_hub.checkpoints import save_checkpoint
 from mobilevit_hub.configuration import MobileViTConfig, MobileViTV2Config, config_from_dict
+from mobilevit_hub.tf.pretrained import layers_of, to_keras
 
 # TensorFlow and Keras hand NumPy an array in a way that NumPy is about to drop.
 QUIET = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -23,10 +23,9 @@ tf = pytest.importorskip("tensorflow")
 if keras.backend.backend() != "tensorflow":
     pytest.skip("the inference form needs Keras on TensorFlow", allow_module_level=True)
 
+from mobilevit_hub.errors import InputError, MissingDependencyError  # noqa: E402
 from mobilevit_hub.tf import inference  # noqa: E402
 from mobilevit_hub.tf.inference import fuse  # noqa: E402
-
-from mobilevit_hub.errors import InputError, MissingDependencyError  # noqa: E402
 
 pytestmark = [pytest.mark.tf, QUIET]
 # Every choice of a config that changes what is folded.

@@ -24,10 +24,10 @@ from keras_networks import (
     tiny_config,
     tiny_folder,
 )
-from mobilevit_hub.tf.layers import BatchNormalization
 
 from mobilevit_hub.configuration import config_from_dict
 from mobilevit_hub.errors import InputError
+from mobilevit_hub.tf.layers import BatchNormalization
 
 pytestmark = [pytest.mark.tf, QUIET]
 

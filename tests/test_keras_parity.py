@@ -29,6 +29,7 @@ from keras_networks import (
     tiny_folder,
     version_of,
 )
+
 from mobilevit_hub.tf import mobilevit, mobilevitv2
 from mobilevit_hub.tf.layers import BatchNormalization, ConvNormAct
 from mobilevit_hub.tf.mobilevit import MobileViTBlock, SelfAttention

@@ -130,9 +130,8 @@ def test_every_module_imports(form: str, request: pytest.FixtureRequest, tmp_pat
     assert "predict" in help_text
 
 
-TWINS = """
+LOAD = """
 import sys
-import numpy as np
 import mobilevit_hub
 
 model = mobilevit_hub.from_pretrained("mobilevit-xxs-tiny-imagenet", framework=sys.argv[1])
@@ -145,7 +144,7 @@ print(type(model).__module__, model.config.num_labels)
 )
 def test_a_wheel_loads_the_embedded_checkpoint(framework: str, wheel: Path, tmp_path: Path) -> None:
     python = fresh_environment(tmp_path / "env", wheel)
-    printed = run(python, "-c", TWINS, framework, cwd=tmp_path).split()
+    printed = run(python, "-c", LOAD, framework, cwd=tmp_path).split()
     assert printed == [f"{PACKAGE}.{framework}.mobilevit", "200"]
 
 

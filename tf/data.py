@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mobilevit_hub.data import LabelledImages, SizedBatches, mix_batch, open_split, training_photo
-from mobilevit_hub.errors import InputError, require
+from mobilevit_hub.errors import ImageError, InputError, require
 from mobilevit_hub.image_processing import MobileViTImageProcessor
 from mobilevit_hub.recipes import Recipe
 from mobilevit_hub.runtimes import image_processor
@@ -84,7 +84,7 @@ def image_dataset(
     counts = np.bincount(images.labels, minlength=len(images.label_names))
     photos.class_names = images.label_names
     photos.class_weight = {
-        index: len(images) / (np.count_nonzero(counts) * count) for index, count in enumerate(counts) if count
+        index: len(images) / (np.count_nonzero(counts) * int(count)) for index, count in enumerate(counts) if count
     }
     return photos
 
@@ -99,6 +99,7 @@ def training_batches(
     *,
     one_hot: bool,
     workers: int = 0,
+    failures: list[Exception] | None = None,
 ) -> Any:
     """Batches of training photos with the recipe's random transforms, as a `tf.data.Dataset`.
 
@@ -111,6 +112,7 @@ def training_batches(
         recipe: Random transforms.
         one_hot: Labels as probabilities; needed for MixUp and CutMix.
         workers: Threads that prepare batches beside the one that trains.
+        failures: Gets the error of a photo that cannot be read, which TensorFlow turns into a text.
     """
     import tensorflow as tf
 
@@ -118,7 +120,12 @@ def training_batches(
 
     def prepare(batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         keys, look = batch.tolist(), (processor.channel_order, processor.interpolation)
-        photos, classes_of = zip(*(training_photo(images, key, recipe, *look) for key in keys), strict=True)
+        try:
+            photos, classes_of = zip(*(training_photo(images, key, recipe, *look) for key in keys), strict=True)
+        except ImageError as error:
+            if failures is not None:
+                failures.append(error)
+            raise
         pixels, labels = np.stack(photos).astype(np.float32) / 255, np.asarray(classes_of)
         if not one_hot:
             return pixels, labels

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
@@ -34,7 +35,8 @@ Function = Callable[[tf.Tensor], tf.Tensor]
 MAX_GRAPHS = 16
 
 
-class Linear(NamedTuple):
+@dataclass(frozen=True)
+class Linear:
     """`x @ kernel + bias` in float64, `(in, out)` and `(out,)`: what the rewrites work on."""
 
     kernel: np.ndarray
@@ -115,8 +117,8 @@ def activation_of(layer: keras.layers.Activation | None) -> Function:
 def convolution(layer: ConvNormAct) -> Function:
     """Convolution, BatchNorm and activation as one biased convolution and the activation.
 
-    At stride 2 the kernel gets a row and a column of zeros at its far sides. With this even side "SAME" pads
-    the near sides as the layer does, at even and odd sizes; the zeros meet whatever is padded at the far sides.
+    At stride 2 the kernel gets a row and a column of zeros at its far sides: of an even kernel "SAME" pads the
+    near sides as the layer does, whatever the size of the map, and only zeros meet what it pads beyond.
     """
     kernel, bias = folded_convolution(layer)
     activation = activation_of(layer.activation)
@@ -152,7 +154,7 @@ def standardisation(norm: Any, *, axes: tuple[int, ...] = (-1,), centred: bool =
 
 
 def transpose(features: tf.Tensor, axes: tuple[int, ...]) -> tf.Tensor:
-    """Reorders axes. As integers: for floats TensorFlow takes oneDNN, slow to start and on short rows."""
+    """Reorders axes. As integers: for floats TensorFlow calls oneDNN, whose threads cost more than small maps do."""
     return tf.bitcast(tf.transpose(tf.bitcast(features, tf.uint32), axes), tf.float32)
 
 
@@ -332,12 +334,8 @@ class FusedModel:
 
     def __init__(self, model: Any) -> None:
         backbone, *classifier = model.parts.values()
-        features = _chain(
-            [
-                stage(layer) if name.startswith("encoder") else convolution(layer)
-                for name, layer in backbone.parts.items()
-            ]
-        )
+        parts = backbone.parts.items()
+        features = _chain([stage(layer) if name.startswith("encoder") else convolution(layer) for name, layer in parts])
         head = _chain([as_linear(layer) for layer in classifier])
         self.config, self._input_shape = model.config, model.input_shape
         self._network = lambda pixels: head(tf.reduce_mean(features(pixels), (1, 2)))

@@ -1,8 +1,7 @@
-"""Training in Keras: `keras.Model.fit` on one or many devices, resumable, with the recipes of the PyTorch command."""
+"""Training in Keras, on one or many devices, resumable, with the recipes of the PyTorch command."""
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
@@ -10,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,10 @@ from mobilevit_hub.recipes import Recipe
 from mobilevit_hub.reports import write_json
 from mobilevit_hub.training import Run, last_complete_checkpoint
 
-from .data import training_batches, validation_batches
+from .data import Batch, training_batches, validation_batches
 from .pretrained import number_type
 
-WEIGHTS_FILE, AVERAGE_FILE = "state.weights.h5", "average.npz"
+STATE_FILE = "state.npz"
 
 
 @keras.saving.register_keras_serializable("mobilevit_hub")
@@ -95,7 +95,7 @@ def fit(run: Run) -> tuple[Any, dict[str, Any]]:
     """Trains the network of a run.
 
     On all visible GPUs, and with the other processes that `TF_CONFIG` names; or under the strategy whose scope
-    it is called in.
+    it is called in. Each device takes `batch_size` photos a step, and the norms see those of all devices.
 
     Args:
         run: Recipe, photos and starting network.
@@ -106,167 +106,179 @@ def fit(run: Run) -> tuple[Any, dict[str, Any]]:
     """
     recipe, started = run.recipe, time.time()
     strategy = _strategy()
-    devices, is_chief = strategy.num_replicas_in_sync, _is_chief()
-    progress = run.progress and is_chief
+    devices = strategy.num_replicas_in_sync
     steps_per_epoch = run.steps_per_epoch(devices)
     steps = len(recipe.sizes) * steps_per_epoch
-    last, state = last_complete_checkpoint(run.checkpoints) if run.resume else (None, {})
+    last, log = last_complete_checkpoint(run.checkpoints) if run.resume else (None, {})
     if run.resume and last is None:
         run.warn_of_no_checkpoint()
     keras.utils.set_random_seed(recipe.seed)
     with strategy.scope(), number_type("mixed_bfloat16" if recipe.bf16 else None):
         network = run.build()
         network.backbone.trainable = not recipe.freeze_backbone
-        optimizer = make_optimizer(recipe, network, steps_per_epoch)
         network.compile(
-            optimizer=optimizer,
-            loss=keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=recipe.label_smoothing),
-            metrics=[keras.metrics.CategoricalAccuracy("top1"), keras.metrics.TopKCategoricalAccuracy(5, "top5")],
+            make_optimizer(recipe, network, steps_per_epoch),
+            keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=recipe.label_smoothing),
         )
-        optimizer.build(network.trainable_variables)
-    average = WeightAverage(network, recipe.ema_momentum)
+        network.optimizer.build(network.trainable_variables)
+    state = TrainingState(network, recipe.ema_momentum)
     if last is not None:
-        network.load_weights(last / WEIGHTS_FILE)
-        average.load(last / AVERAGE_FILE)
-    elif is_chief:
+        state.load(last / STATE_FILE)
+    elif run.is_first_process:
         run.start()
-    history, seconds_before = state.get("history", []), state.get("seconds", 0)
-    batch_size = recipe.batch_size * devices
-    order = SizedBatches(len(run.images), batch_size, recipe.sizes, recipe.seed)
-    held_out = validation_batches(run.held_out, run.processor, max(64, batch_size), one_hot=True, workers=run.workers)
-    step = int(optimizer.iterations)
-    bar = tqdm(desc="training", unit="step", total=steps, initial=step, disable=not progress, mininterval=1)
-    callbacks = [_Progress(bar)] + [average] * bool(recipe.ema_momentum)
+
+    # Not `network.fit`: Keras 3.15 cannot on several machines (keras-team/keras#20585).
+    @tf.function
+    def train_step(batch: Any) -> Any:
+        logs = strategy.run(network.train_step, args=(batch,))
+        return strategy.reduce("MEAN", logs["loss"], axis=None)
+
+    history, seconds_before = log.get("history", []), log.get("seconds", 0)
+    held_out = validation_batches(run.held_out, run.processor, 64, one_hot=False, workers=run.workers)
+    order = SizedBatches(len(run.images), recipe.batch_size, recipe.sizes, recipe.seed)
+    step = int(network.optimizer.iterations)
+    bar = tqdm(desc="training", unit="step", total=steps, initial=step, disable=not run.progress, mininterval=1)
     while step < steps:
         epoch, first = divmod(step, steps_per_epoch)
         end = min(first + run.save_steps, steps_per_epoch)
         order.set_epoch(epoch)
-        # Made here and now: the next round must not change what this one's thread reads.
-        keys = list(order)[first:end]
-        photos = training_batches(
-            run.images, keys.copy, len(keys), recipe.sizes[epoch], run.processor, recipe, one_hot=True,
-            workers=run.workers,
-        )  # fmt: skip
-        loss = network.fit(photos, shuffle=False, verbose=0, callbacks=callbacks).history["loss"][0]
+        batches = list(islice(order, first * devices, end * devices))
+        network.reset_metrics()
+        for batch in _distributed(strategy, batches, run, recipe.sizes[epoch]):
+            loss = float(train_step(batch))  # mean since the last checkpoint
+            state.update_average()
+            bar.update()
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
         step = epoch * steps_per_epoch + end
         seconds = seconds_before + round(time.time() - started)
-        history.append({"epoch": step / steps_per_epoch, "step": step, "loss": float(loss), "seconds": seconds})
+        history.append({"epoch": step / steps_per_epoch, "step": step, "loss": loss, "seconds": seconds})
         if end == steps_per_epoch:
-            with average.in_place():
-                scores = evaluate(network, held_out, len(run.held_out))
-            history.append({"epoch": epoch + 1, "step": step, "seconds": seconds}
-                           | {f"eval_{name}": score for name, score in scores.items()})  # fmt: skip
-            if progress:
-                tqdm.write(
-                    f"epoch {epoch + 1}: top-1 {100 * scores['top1']:.2f} %, top-5 {100 * scores['top5']:.2f} %",
-                    file=sys.stderr,
-                )
-        if is_chief:
-            _save(run.checkpoints, step, network, average, {"history": history, "seconds": seconds})
+            with state.average_in_place():
+                scores = evaluate(network, held_out)
+            history.append({"epoch": epoch + 1, "step": step, "eval_top1": scores["top1"],
+                            "eval_top5": scores["top5"], "seconds": seconds})  # fmt: skip
+            if run.progress:
+                top1, top5 = 100 * scores["top1"], 100 * scores["top5"]
+                tqdm.write(f"epoch {epoch + 1}: top-1 {top1:.2f} %, top-5 {top5:.2f} %", file=sys.stderr)
+        if run.is_first_process:
+            _save(run.checkpoints, step, state, {"history": history, "seconds": seconds})
     bar.close()
-    average.take()
+    state.take_average()
     results = {
-        **evaluate(network, held_out, len(run.held_out)),
+        **evaluate(network, held_out),
         "seconds": seconds_before + round(time.time() - started),
         "steps": steps,
         "machine": _machine(devices),
         "history": history,
     }
-    return (network if is_chief else None), results
+    return (network if run.is_first_process else None), results
 
 
-def evaluate(model: keras.Model, photos: Any, count: int) -> dict[str, float]:
-    """Top-1 and top-5, as fractions, of a classifier that was compiled by `fit`.
+def _distributed(strategy: tf.distribute.Strategy, batches: list[Batch], run: Run, size: int) -> Iterator[Any]:
+    """The photos of some steps; each device gets every `devices`-th batch, and no process prepares another's."""
+    failures: list[Exception] = []
+
+    def own(context: tf.distribute.InputContext) -> Any:
+        devices, processes = context.num_replicas_in_sync, context.num_input_pipelines
+        here = devices // processes
+        mine = [b for i, b in enumerate(batches) if i % devices // here == context.input_pipeline_id]
+        return training_batches(
+            run.images, lambda: mine, len(mine), size, run.processor, run.recipe, one_hot=True, workers=run.workers,
+            failures=failures,
+        )  # fmt: skip
+
+    try:
+        yield from strategy.distribute_datasets_from_function(own)
+    except tf.errors.OpError:
+        if failures:  # TensorFlow makes a page of text of them
+            raise failures[0] from None
+        raise
+
+
+def evaluate(model: keras.Model, photos: Any) -> dict[str, float]:
+    """Top-1 and top-5 of a classifier, as fractions.
 
     Args:
         model: Maps `pixel_values` to logits.
-        photos: Batches with labels as probabilities.
-        count: Number of photos.
+        photos: Batches with class numbers as labels.
     """
-    scores = model.evaluate(photos, verbose=0, return_dict=True)
-    # Keras divides in float32.
-    return {name: round(scores[name] * count) / count for name in ("top1", "top5")}
+    run = tf.function(lambda pixel_values: model(pixel_values, training=False))
+    hits = [
+        np.argsort(-run(pixel_values).numpy(), axis=-1, kind="stable")[:, :5] == labels.numpy()[:, None]
+        for pixel_values, labels in photos
+    ]
+    every = np.concatenate(hits)
+    return {"top1": float(every[:, 0].mean()), "top5": float(every.any(axis=1).mean())}
 
 
-class WeightAverage(keras.callbacks.Callback):
-    """Moving average of weights and norm statistics, by step, as in the PyTorch command.
+class TrainingState:
+    """All that a run changes: weights, optimiser, random states of the dropouts, and the weight average.
 
-    Keras' optimisers average the trained weights only, and put the average in their place whenever a call
-    of `fit` ends, which here is more than once in a run.
+    The moving average is of weights and norm statistics, by step, as in the PyTorch command; that of Keras'
+    optimisers leaves out the statistics.
 
     Args:
-        model: Whose weights are averaged.
-        momentum: Share of the new weights; 0: no average.
+        model: Compiled, with a built optimiser.
+        momentum: Share of the new weights in the average; 0: no average.
     """
 
     def __init__(self, model: Any, momentum: float) -> None:
-        super().__init__()
-        variables = [weight.variable for weight in model.named_weights().values()]
-        self.variables = [v for v in variables if "float" in v.dtype]
-        self.momentum = momentum
+        self.variables = [*model.variables, *model.optimizer.variables]
+        weights = [weight.variable for weight in model.named_weights().values()]
+        self.averaged, self.momentum = [v for v in weights if "float" in v.dtype], momentum
         self.average: list[Any] | None = None
 
         def mixed(average: list[Any]) -> list[Any]:
-            return [old + momentum * (v.value - old) for old, v in zip(average, self.variables, strict=True)]
+            return [old + momentum * (v.value - old) for old, v in zip(average, self.averaged, strict=True)]
 
         self._mixed = tf.function(mixed, autograph=False)
 
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+    def update_average(self) -> None:
         """Moves the average; the first step starts it."""
-        self.average = self._values() if self.average is None else self._mixed(self.average)
+        if self.momentum:
+            self.average = self._values() if self.average is None else self._mixed(self.average)
 
     def _values(self) -> list[Any]:
-        return [tf.identity(v.value) for v in self.variables]
+        return [tf.identity(v.value) for v in self.averaged]
 
-    def take(self) -> None:
+    def take_average(self) -> None:
         """Gives the model the average, where there is one."""
         if self.average is not None:
-            for variable, value in zip(self.variables, self.average, strict=True):
-                variable.assign(value)
+            _assign(self.averaged, self.average)
 
     @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Runs its body with the average in place of the weights."""
+    def average_in_place(self) -> Iterator[None]:
+        """Runs its body with the average, where there is one, in place of the weights."""
         own = self._values()
-        self.take()
+        self.take_average()
         try:
             yield
         finally:
-            for variable, value in zip(self.variables, own, strict=True):
-                variable.assign(value)
+            _assign(self.averaged, own)
 
     def save(self, path: Path) -> None:
-        """Writes the average, where there is one."""
-        if self.average is not None:
-            np.savez(path, *[value.numpy() for value in self.average])
+        """Writes everything."""
+        np.savez(path, *[ops.convert_to_numpy(v) for v in [*self.variables, *(self.average or [])]])
 
     def load(self, path: Path) -> None:
         """Reads what `save` wrote."""
-        if self.momentum and path.exists():
-            with np.load(path) as arrays:
-                self.average = [tf.constant(arrays[name]) for name in arrays.files]
+        with np.load(path) as file:
+            values = [file[name] for name in file.files]
+        _assign(self.variables, values[: len(self.variables)])
+        self.average = [tf.constant(value) for value in values[len(self.variables) :]] or None
 
 
-class _Progress(keras.callbacks.Callback):
-    """A bar on stderr; Keras' own goes to stdout, where the result goes."""
-
-    def __init__(self, bar: tqdm) -> None:
-        super().__init__()
-        self.bar = bar
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Counts the step."""
-        self.bar.update()
-        self.bar.set_postfix(loss=f"{(logs or {})['loss']:.3f}", refresh=False)
+def _assign(variables: list[Any], values: list[Any]) -> None:
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
 
 
-def _save(checkpoints: Path, step: int, network: keras.Model, average: WeightAverage, state: dict[str, Any]) -> None:
-    """Writes a checkpoint, its state last, and drops all earlier ones but one."""
+def _save(checkpoints: Path, step: int, state: TrainingState, log: dict[str, Any]) -> None:
+    """Writes a checkpoint, its log last, and drops all earlier ones but one."""
     folder = checkpoints / f"checkpoint-{step}"
     folder.mkdir(parents=True, exist_ok=True)
-    network.save_weights(folder / WEIGHTS_FILE)
-    average.save(folder / AVERAGE_FILE)
-    write_json(folder / "trainer_state.json", state)
+    state.save(folder / STATE_FILE)
+    write_json(folder / "trainer_state.json", log)
     kept = sorted(checkpoints.glob("checkpoint-[0-9]*"), key=lambda path: int(path.name.rpartition("-")[2]))
     for old in kept[:-2]:
         shutil.rmtree(old)
@@ -281,12 +293,6 @@ def _strategy() -> tf.distribute.Strategy:
     if len(tf.config.list_logical_devices("GPU")) > 1:
         return tf.distribute.MirroredStrategy()
     return tf.distribute.get_strategy()
-
-
-def _is_chief() -> bool:
-    """Whether this process writes the files; of several, which `TF_CONFIG` describes, the first one does."""
-    task = json.loads(os.environ.get("TF_CONFIG", "{}")).get("task", {})
-    return task.get("type", "chief") == "chief" or (task["type"] == "worker" and task.get("index", 0) == 0)
 
 
 def _machine(devices: int) -> str:

@@ -48,6 +48,8 @@ class Run:
     workers: int
     save_steps: int
     progress: bool
+    is_first_process: bool
+    """Whether this process of a distributed run writes the files."""
 
     def build(self) -> Any:
         """The starting network, which remembers the size it is meant for."""
@@ -149,7 +151,7 @@ def train(
     make, interpolation, channel_order = starting_network(
         str(model), images.label_names, framework=framework, from_scratch=from_scratch, recipe=recipe, changes=config
     )
-    progress = progress and os.environ.get("LOCAL_RANK", "0") == "0"
+    progress = progress and is_first_process()
     for photos in (images, held_out):
         photos.keep_in_memory(progress)
     run = Run(
@@ -164,6 +166,7 @@ def train(
         workers=workers,
         save_steps=save_steps,
         progress=progress,
+        is_first_process=is_first_process(),
     )
     network, results = import_module(f"mobilevit_hub.{framework}.training").fit(run)
     log = {
@@ -183,6 +186,12 @@ def train(
         write_json(output / "training_log.json", log)
         draw_learning_curve(log["history"], output / "learning_curve.png")
     return log
+
+
+def is_first_process() -> bool:
+    """Whether this is the process of a distributed run that speaks and writes: rank 0, or `TF_CONFIG`'s first."""
+    task = json.loads(os.environ.get("TF_CONFIG", "{}")).get("task", {})
+    return os.environ.get("RANK", "0") == "0" and int(task.get("index", 0)) == 0
 
 
 def _check_output(checkpoints: Path, resume: bool, settings: dict[str, Any]) -> None:
