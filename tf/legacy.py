@@ -13,10 +13,10 @@ import numpy as np
 from mobilevit_hub import checkpoints, hub
 from mobilevit_hub.checkpoints import Checkpoint
 from mobilevit_hub.errors import CheckpointError, MissingDependencyError, NotFoundError, OfflineError
+from mobilevit_hub.hub import KERAS_FILE
 from mobilevit_hub.names import HEADS
 from mobilevit_hub.tensors import MAX_TENSORS, check_values
 
-FILE = "tf_model.h5"
 # Where the names of the network start; what stands before them names Keras' groups.
 _ROOTS = ("mobilevit", *(head.removesuffix(".") for head in HEADS))
 _ENDINGS = {
@@ -61,10 +61,10 @@ def _find_old_file(checkpoint: Checkpoint, places: dict[str, Any]) -> Path | Non
     """The `tf_model.h5` in the folder or repository of a checkpoint; None where there is none."""
     folder = Path(checkpoint.name).expanduser()
     if checkpoint.preset is None and folder.is_dir():
-        return folder / FILE if (folder / FILE).is_file() else None
+        return folder / KERAS_FILE if (folder / KERAS_FILE).is_file() else None
     repo_id = checkpoint.preset.hub_id if checkpoint.preset else checkpoint.name
     with suppress(NotFoundError, OfflineError):
-        return hub.fetch(repo_id, FILE, places) if repo_id else None
+        return hub.fetch(repo_id, KERAS_FILE, places) if repo_id else None
     return None
 
 
@@ -111,7 +111,7 @@ def _our_name(name: str, path: Any) -> str:
     starts = [i for i, part in enumerate(parts) if part in _ROOTS]
     if not starts or parts[-1] not in _ENDINGS:
         raise CheckpointError(
-            f"{path}: {name!r} is no weight of a MobileViT; expected the {FILE} of transformers' TFMobileViT classes.",
+            f"{path}: {name!r} is no weight of a MobileViT; expected the {KERAS_FILE} of transformers' TFMobileViT classes.",
             path=path,
             field=name,
         )

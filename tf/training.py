@@ -136,7 +136,7 @@ def fit(run: Run) -> tuple[Any, dict[str, Any]]:
     history, seconds_before = log.get("history", []), log.get("seconds", 0)
     held_out = validation_batches(run.held_out, run.processor, 64, one_hot=False, workers=run.workers)
     order = SizedBatches(len(run.images), recipe.batch_size, recipe.sizes, recipe.seed)
-    step = int(network.optimizer.iterations)
+    step = int(ops.convert_to_numpy(network.optimizer.iterations))
     bar = tqdm(desc="training", unit="step", total=steps, initial=step, disable=not run.progress, mininterval=1)
     while step < steps:
         epoch, first = divmod(step, steps_per_epoch)

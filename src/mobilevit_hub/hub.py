@@ -15,8 +15,10 @@ from .files import sha256_of
 CONFIG_FILE = "config.json"
 PROCESSOR_FILE = "preprocessor_config.json"
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+KERAS_FILE = "tf_model.h5"
+"""Weights of transformers' former Keras models, which only the Keras twin reads."""
 # What a repository may be asked for: no code is ever fetched.
-ALLOWED_FILES = frozenset({CONFIG_FILE, PROCESSOR_FILE, *WEIGHT_FILES})
+ALLOWED_FILES = frozenset({CONFIG_FILE, PROCESSOR_FILE, *WEIGHT_FILES, KERAS_FILE})
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
