@@ -135,6 +135,21 @@ def same_values(one, two):
     return all(a == b and np.array_equal(numpy(v.variable + 0), numpy(w.variable + 0)) for (a, v), (b, w) in pairs)
 
 
+def assert_trained_alike(before, ours, theirs):
+    """Two sets of tensors went the same way from the same start.
+
+    A few have gradients of zero but for rounding, such as a shift before a BatchNorm, and AdamW moves them by its
+    sign: so it is the statistics, the median and the whole that agree, not each tensor.
+    """
+    assert before.keys() == ours.keys() == theirs.keys()
+    names = [name for name in before if not name.endswith("num_batches_tracked")]
+    way, apart = ({n: np.linalg.norm(theirs[n] - x[n]) for n in names} for x in (before, ours))
+    share = {name: apart[name] / way[name] for name in names}
+    assert max(share[name] for name in names if "running" in name) < 0.02
+    assert np.median(list(share.values())) < 5e-3
+    assert np.linalg.norm(list(apart.values())) < 0.05 * np.linalg.norm(list(way.values()))
+
+
 def layers(model, kind):
     """All layers of a class, at any depth."""
     found = [layer for _, layer in layers_of(model) if isinstance(layer, kind)]

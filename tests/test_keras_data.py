@@ -82,6 +82,8 @@ def test_each_pass_has_another_order_and_the_same_seed_repeats_it(photos):
     assert sorted(first[1]) == sorted(second[1]) == sorted(open_images(photos).labels)
     np.testing.assert_array_equal(arrays(again)[0], first[0])
     assert not np.array_equal(arrays(other)[0], first[0])
+    later = image_dataset(photos, PROCESSOR, batch_size=16, recipe=get_recipe(seed=1), epoch=1)
+    np.testing.assert_array_equal(arrays(later)[0], second[0])
 
 
 @pytest.mark.parametrize(("order", "channel"), [("rgb", 0), ("bgr", 2)])

@@ -262,8 +262,9 @@ def test_rand_augment_keeps_floats_in_their_range(photos):
 def test_tensorboard_gets_the_losses(photos, tmp_path):
     pytest.importorskip("tensorboard", reason="Keras writes its files with tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util.tensor_util import make_ndarray
 
     history = fit(head_only(), training_photos(photos), epochs=2, callbacks=[keras.callbacks.TensorBoard(tmp_path)])
     events = EventAccumulator(str(tmp_path / "train"), size_guidance={"tensors": 0}).Reload()
-    losses = [event.tensor_proto.float_val[0] for event in events.Tensors("epoch_loss")]
+    losses = [make_ndarray(event.tensor_proto) for event in events.Tensors("epoch_loss")]
     np.testing.assert_allclose(losses, history.history["loss"], rtol=1e-5)

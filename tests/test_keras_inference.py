@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import reference
@@ -200,6 +202,16 @@ def test_predict_takes_any_number_of_images_in_turns():
     got = fused.predict(pixels, batch_size=2)
     assert isinstance(got, np.ndarray) and got.shape == (5, 7)
     np.testing.assert_allclose(got, fused(pixels), atol=1e-5)
+
+
+def test_threads_get_what_one_thread_gets():
+    """Also while graphs of new sizes are being made."""
+    batches = [images(2, 32 + 16 * (i % 3), 48, seed=i) for i in range(12)]
+    fused, alone = (fuse(tiny(1)) for _ in range(2))
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(fused.predict, batches))
+    for ours, pixels in zip(together, batches, strict=True):
+        np.testing.assert_array_equal(ours, alone.predict(pixels))
 
 
 @pytest.mark.parametrize(

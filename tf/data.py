@@ -27,6 +27,7 @@ def image_dataset(
     batch_size: int = 32,
     image_size: int | None = None,
     recipe: Recipe | None = None,
+    epoch: int = 0,
     one_hot: bool = False,
     keep_in_memory: bool = True,
     workers: int = 0,
@@ -45,6 +46,7 @@ def image_dataset(
         batch_size: Photos per batch.
         image_size: Side of the training photos in pixels. Default: the processor's.
         recipe: Random transforms of the training photos, and their seed. Default: the `"finetune"` recipe.
+        epoch: What the first pass is, for an interrupted run that goes on: it decides the order of the photos.
         one_hot: Labels as probabilities `(B, classes)` in place of class numbers `(B,)`; always so with the
             recipe's MixUp or CutMix.
         keep_in_memory: Decode a data set of up to 4 GiB once, in place of in each epoch.
@@ -71,6 +73,7 @@ def image_dataset(
         size = image_size or processor.crop_size["height"]
         one_hot = one_hot or bool(recipe.mixup or recipe.cutmix)
         order = SizedBatches(len(images), batch_size, [size], recipe.seed)
+        order.set_epoch(epoch)
 
         def one_epoch() -> Iterator[Batch]:
             yield from order
@@ -186,4 +189,8 @@ def _prepared(
         labels.set_shape((None,) if classes is None else (None, classes))
         return pixels, labels
 
-    return batches.map(run, **({"num_parallel_calls": workers, "deterministic": True} if workers else {})).prefetch(2)
+    batches = batches.map(run, **({"num_parallel_calls": workers, "deterministic": True} if workers else {}))
+    options = tf.data.Options()
+    # Several machines that are given this data set share each batch, not the list of files.
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    return batches.with_options(options).prefetch(2)

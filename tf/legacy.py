@@ -111,7 +111,8 @@ def _our_name(name: str, path: Any) -> str:
     starts = [i for i, part in enumerate(parts) if part in _ROOTS]
     if not starts or parts[-1] not in _ENDINGS:
         raise CheckpointError(
-            f"{path}: {name!r} is no weight of a MobileViT; expected the {KERAS_FILE} of transformers' TFMobileViT classes.",
+            f"{path}: {name!r} is no weight of a MobileViT; expected the {KERAS_FILE} of transformers' "
+            "TFMobileViT classes.",
             path=path,
             field=name,
         )
