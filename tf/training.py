@@ -7,7 +7,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -133,6 +133,10 @@ def fit(run: Run) -> tuple[Any, dict[str, Any]]:
         logs = strategy.run(network.train_step, args=(batch,))
         return strategy.reduce("MEAN", logs["loss"], axis=None)
 
+    @tf.function
+    def classify(pixel_values: Any) -> Any:
+        return network(pixel_values, training=False)
+
     history, seconds_before = log.get("history", []), log.get("seconds", 0)
     held_out = validation_batches(run.held_out, run.processor, 64, one_hot=False, workers=run.workers)
     order = SizedBatches(len(run.images), recipe.batch_size, recipe.sizes, recipe.seed)
@@ -154,7 +158,7 @@ def fit(run: Run) -> tuple[Any, dict[str, Any]]:
         history.append({"epoch": step / steps_per_epoch, "step": step, "loss": loss, "seconds": seconds})
         if end == steps_per_epoch:
             with state.average_in_place():
-                scores = evaluate(network, held_out)
+                scores = evaluate(classify, held_out)
             history.append({"epoch": epoch + 1, "step": step, "eval_top1": scores["top1"],
                             "eval_top5": scores["top5"], "seconds": seconds})  # fmt: skip
             if run.progress:
@@ -165,7 +169,7 @@ def fit(run: Run) -> tuple[Any, dict[str, Any]]:
     bar.close()
     state.take_average()
     results = {
-        **evaluate(network, held_out),
+        **evaluate(classify, held_out),
         "seconds": seconds_before + round(time.time() - started),
         "steps": steps,
         "machine": _machine(devices),
@@ -195,16 +199,15 @@ def _distributed(strategy: tf.distribute.Strategy, batches: list[Batch], run: Ru
         raise
 
 
-def evaluate(model: keras.Model, photos: Any) -> dict[str, float]:
-    """Top-1 and top-5 of a classifier, as fractions.
+def evaluate(classify: Callable[[Any], Any], photos: Any) -> dict[str, float]:
+    """Top-1 and top-5, as fractions.
 
     Args:
-        model: Maps `pixel_values` to logits.
+        classify: Maps `pixel_values` to logits.
         photos: Batches with class numbers as labels.
     """
-    run = tf.function(lambda pixel_values: model(pixel_values, training=False))
     hits = [
-        np.argsort(-run(pixel_values).numpy(), axis=-1, kind="stable")[:, :5] == labels.numpy()[:, None]
+        np.argsort(-classify(pixel_values).numpy(), axis=-1, kind="stable")[:, :5] == labels.numpy()[:, None]
         for pixel_values, labels in photos
     ]
     every = np.concatenate(hits)
