@@ -15,7 +15,7 @@ import sys
 import keras
 
 import mobilevit_hub as mh
-from mobilevit_hub.tf.data import image_dataset
+from mobilevit_hub.tf import image_dataset
 
 data, output = "photos", "my-model"
 if "__file__" in globals():  # a script, not the notebook

@@ -8,10 +8,10 @@ from keras_networks import QUIET
 from shapes import CLASSES, TRAIN_COUNT, VALIDATION_COUNT, save_shapes
 
 from mobilevit_hub.data import open_images
-from mobilevit_hub.errors import InputError, MobileViTHubWarning, NotFoundError
+from mobilevit_hub.errors import ConfigError, InputError, MobileViTHubWarning, NotFoundError
 from mobilevit_hub.image_processing import processor_for
 from mobilevit_hub.recipes import get_recipe
-from mobilevit_hub.tf.data import image_dataset
+from mobilevit_hub.tf import image_dataset
 
 pytestmark = [pytest.mark.tf, QUIET]
 
@@ -131,13 +131,11 @@ def test_class_weights_balance_the_classes(photos, tmp_path):
 def test_a_datasets_data_set_and_a_checkpoint_by_name(photos):
     import datasets
 
-    from mobilevit_hub.data import LabelledImages
-
     table = datasets.Dataset.from_dict(
         {"image": [str(f) for f in sorted((photos / "validation").rglob("*.png"))], "label": [0, 1, 2] * 4},
         features=datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b", "c"])}),
     )
-    dataset = image_dataset(LabelledImages(table, "table"), "mobilevit-xxs-tiny-imagenet", split="validation")
+    dataset = image_dataset(table, "mobilevit-xxs-tiny-imagenet", split="validation")
     pixels, labels = arrays(dataset)
     assert pixels.shape == (VALIDATION_COUNT, 96, 96, 3) and pixels.min() >= 0 and 0.5 < pixels.max() <= 1
     assert labels.tolist() == [0, 1, 2] * 4 and dataset.class_names == ["a", "b", "c"]
@@ -146,6 +144,10 @@ def test_a_datasets_data_set_and_a_checkpoint_by_name(photos):
 def test_wrong_arguments(photos):
     with pytest.raises(InputError, match="split is 'test'; expected 'train' or 'validation'"):
         image_dataset(photos, PROCESSOR, split="test")
+    with pytest.raises(ConfigError, match="batch_size"):
+        image_dataset(photos, PROCESSOR, batch_size=0)
+    with pytest.raises(ConfigError, match="image_size"):
+        image_dataset(photos, PROCESSOR, image_size=0)
     with pytest.raises(NotFoundError, match="No data set at './nowhere'"):
         image_dataset("./nowhere", PROCESSOR)
     with pytest.raises(NotFoundError, match="mobilevit-xxxs"):

@@ -11,7 +11,7 @@ from shapes import TRAIN_COUNT, save_shapes
 from mobilevit_hub.data import open_images
 from mobilevit_hub.image_processing import processor_for
 from mobilevit_hub.recipes import get_recipe
-from mobilevit_hub.tf.data import image_dataset
+from mobilevit_hub.tf import image_dataset
 
 pytestmark = [pytest.mark.tf, QUIET]
 

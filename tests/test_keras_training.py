@@ -8,7 +8,18 @@ import sys
 
 import numpy as np
 import pytest
-from keras_networks import CLASSIFIERS, QUIET, TINY, assert_trained_alike, images, keras, numpy, tiny, tiny_folder
+from keras_networks import (
+    CLASSIFIERS,
+    QUIET,
+    TINY,
+    assert_trained_alike,
+    fresh_process,
+    images,
+    keras,
+    numpy,
+    tiny,
+    tiny_folder,
+)
 from shapes import CLASSES, TRAIN_COUNT, VALIDATION_COUNT, save_shapes
 
 import mobilevit_hub as mh
@@ -19,7 +30,7 @@ from mobilevit_hub.image_processing import processor_for
 from mobilevit_hub.recipes import get_recipe
 from mobilevit_hub.tensors import read_tensors
 from mobilevit_hub.tf.training import TrainingState, WarmupCosine, make_optimizer
-from mobilevit_hub.training import last_complete_checkpoint, train
+from mobilevit_hub.training import is_main_process, last_complete_checkpoint, train
 
 pytestmark = [pytest.mark.tf, QUIET, pytest.mark.filterwarnings("ignore:The classifier:UserWarning")]
 
@@ -31,13 +42,17 @@ def photos(tmp_path_factory):
     return save_shapes(tmp_path_factory.mktemp("shapes"))
 
 
-def run(photos, output, *, framework="tf", from_scratch=True, model="mobilevit-xxs", **changes):
+# Version 2 has fewer weights, so that its training step is traced in half the time.
+SCRATCH = {"model": "mobilevitv2-0.5", "from_scratch": True, "config": {**TINY[2], "n_attn_blocks": [1, 1, 1]}}
+
+
+def run(photos, output, *, framework="tf", model=None, **changes):
     options = {name: changes.pop(name) for name in ("resume", "save_steps", "validation", "workers") if name in changes}
     replaced = ("epochs", "image_size") if "size_schedule" in changes else ()
     fields = {name: value for name, value in {**SMALL, **changes}.items() if name not in replaced}
     return train(
-        photos, output, model=str(model), framework=framework, from_scratch=from_scratch, recipe=get_recipe(**fields),
-        config=TINY[1] if from_scratch else {}, progress=False, command="mobilevit-hub train shapes", **options,
+        photos, output, framework=framework, recipe=get_recipe(**fields), progress=False,
+        command="mobilevit-hub train shapes", **options, **({"model": str(model)} if model else SCRATCH),
     )  # fmt: skip
 
 
@@ -99,7 +114,7 @@ def test_both_commands_learn_the_same(photos, tmp_path, version):
     start = tiny_folder(tmp_path / "start", version, id2label=dict(enumerate(CLASSES)), num_labels=None,
                         hidden_dropout_prob=0.0, classifier_dropout_prob=0.0)  # fmt: skip
     processor_for(36, 32, "bilinear", "bgr").save_pretrained(start)
-    options = {"from_scratch": False, "model": start, "epochs": 3, "learning_rate": 2e-3, "ema_momentum": 0.3,
+    options = {"model": start, "epochs": 3, "learning_rate": 2e-3, "ema_momentum": 0.3,
                "weight_decay": 0.1, "mixup": 0.3, "clip_norm": 1.0}  # fmt: skip
     logs = {f: run(photos, tmp_path / f, framework=f, **options) for f in ("pt", "tf")}
     losses = {f: [r["loss"] for r in log["history"] if "loss" in r] for f, log in logs.items()}
@@ -190,10 +205,17 @@ def test_the_average_follows_its_formula_statistics_too():
     assert moved
 
 
-def test_frozen_backbone_does_not_change_at_all(photos, tmp_path, trained):
-    run(photos, tmp_path, from_scratch=False, model=trained[0], epochs=1, freeze_backbone=True)
-    changed = differences(tmp_path, trained[0])
-    assert set(changed) == {"classifier.weight", "classifier.bias"}
+@pytest.mark.parity
+def test_frozen_backbone_computes_without_dropout_and_does_not_change_at_all(photos, tmp_path):
+    start = tiny_folder(tmp_path / "start", 1, id2label=dict(enumerate(CLASSES)), num_labels=None,
+                        hidden_dropout_prob=0.5, classifier_dropout_prob=0.0)  # fmt: skip
+    processor_for(36, 32, "bilinear", "rgb").save_pretrained(start)
+    options = {"model": start, "epochs": 2, "freeze_backbone": True, "warmup_epochs": 0.0}
+    logs = [run(photos, tmp_path / f, framework=f, **options) for f in ("tf", "pt")]
+    assert set(differences(tmp_path / "tf", start)) == {"classifier.weight", "classifier.bias"}
+    losses = [[r["loss"] for r in log["history"] if "loss" in r] for log in logs]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+    assert json.loads((tmp_path / "tf" / "config.json").read_text())["hidden_dropout_prob"] == 0.5
 
 
 def test_bf16_learns_and_saves_float32(photos, tmp_path):
@@ -209,7 +231,7 @@ def test_fine_tuning_keeps_channel_order_and_filter(photos, tmp_path):
     start = tiny_folder(tmp_path / "start", 2)
     processor_for(48, 32, "bicubic", "bgr").save_pretrained(start)
     with pytest.warns(MobileViTHubWarning, match="classifier for 3 labels is new"):
-        run(photos, tmp_path / "m", from_scratch=False, model=start, epochs=1)
+        run(photos, tmp_path / "m", model=start, epochs=1)
     processor = mh.image_processor(tmp_path / "m")
     assert (processor.channel_order, processor.interpolation) == ("bgr", "bicubic")
     assert (processor.size["shortest_edge"], processor.crop_size["height"]) == (36, 32)
@@ -244,8 +266,8 @@ def test_killed_run_resumes_to_exactly_the_same_weights(photos, tmp_path):
     output = tmp_path / "killed"
     recipe = {n: v for n, v in {**SMALL, **EVERYTHING}.items() if n not in ("epochs", "image_size")}
     options = {
-        "data": str(photos), "output": str(output), "model": "mobilevit-xxs", "from_scratch": True, "config": TINY[1],
-        "save_steps": 2, "progress": False, "recipe": recipe, "framework": "tf",
+        "data": str(photos), "output": str(output), "save_steps": 2, "progress": False, "recipe": recipe,
+        "framework": "tf", **SCRATCH,
     }  # fmt: skip
     process = subprocess.run(
         [sys.executable, "-c", KILLED_RUN, json.dumps(options)],
@@ -285,11 +307,47 @@ def test_what_cannot_be_trained_is_refused(photos, tmp_path):
     assert not (tmp_path / "m").exists()
 
 
-@pytest.mark.parametrize("in_memory", [True, False])
-def test_broken_photo_is_named(tmp_path, monkeypatch, in_memory):
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", True),
+        ('{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 0}}', True),
+        ('{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 1}}', False),
+        ('{"cluster": {"chief": ["a:1"], "worker": ["b:1"]}, "task": {"type": "chief", "index": 0}}', True),
+        ('{"cluster": {"chief": ["a:1"], "worker": ["b:1"]}, "task": {"type": "worker", "index": 0}}', False),
+        ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "evaluator", "index": 0}}', False),
+    ],
+)
+def test_one_process_writes(monkeypatch, text, expected):
+    monkeypatch.setenv("TF_CONFIG", text)
+    assert is_main_process("tf") is expected and is_main_process("pt")
+
+
+@pytest.mark.parametrize("text", ["{bad", "[]", '{"task": 3}'])
+def test_a_wrong_cluster_is_explained(monkeypatch, text):
+    monkeypatch.setenv("TF_CONFIG", text)
+    with pytest.raises(InputError, match="environment variable TF_CONFIG is .*; expected JSON such as"):
+        is_main_process("tf")
+
+
+def test_another_backend_is_named():
+    code = """
+    from mobilevit_hub.errors import MissingDependencyError
+    from mobilevit_hub.training import train
+    try:
+        train("nowhere", "out", framework="tf")
+    except MissingDependencyError as error:
+        print(error)
+    """
+    printed = fresh_process(code, KERAS_BACKEND="torch").stdout
+    assert printed.startswith("Training in Keras needs Keras on TensorFlow, but it runs on 'torch'.")
+
+
+@pytest.mark.parametrize(("split", "in_memory"), [("train", True), ("train", False), ("validation", False)])
+def test_broken_photo_is_named(tmp_path, monkeypatch, split, in_memory):
     monkeypatch.setattr("mobilevit_hub.data.CACHE_BYTES", 10**9 if in_memory else 1)
     data = save_shapes(tmp_path / "data")
-    (data / "train" / "circle" / "3.png").write_bytes(b"\x89PNG broken")
+    (data / split / "circle" / "3.png").write_bytes(b"\x89PNG broken")
     with pytest.raises(ImageError, match=r"photo \d+: .*3\.png"):
         run(data, tmp_path / "m", epochs=1)
 

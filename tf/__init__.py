@@ -17,6 +17,7 @@ except ModuleNotFoundError as error:
 # transformers, which has the configs, says whenever it is imported that its own models need PyTorch.
 logging.getLogger("transformers").addFilter(lambda record: "PyTorch was not found" not in record.getMessage())
 
+from .data import image_dataset  # noqa: E402
 from .mobilevit import TFMobileViTBackbone, TFMobileViTForImageClassification, TFMobileViTModel  # noqa: E402
 from .mobilevitv2 import TFMobileViTV2Backbone, TFMobileViTV2ForImageClassification, TFMobileViTV2Model  # noqa: E402
 
@@ -27,4 +28,5 @@ __all__ = [
     "TFMobileViTV2Backbone",
     "TFMobileViTV2ForImageClassification",
     "TFMobileViTV2Model",
+    "image_dataset",
 ]

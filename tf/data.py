@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mobilevit_hub.data import LabelledImages, SizedBatches, mix_batch, open_split, training_photo
-from mobilevit_hub.errors import ImageError, InputError, require
+from mobilevit_hub.errors import InputError, MobileViTHubError, require
 from mobilevit_hub.image_processing import MobileViTImageProcessor
-from mobilevit_hub.recipes import Recipe
+from mobilevit_hub.recipes import RULES, Recipe
 from mobilevit_hub.runtimes import image_processor
 
 Batch = list[tuple[int, int, int]]
@@ -20,7 +21,7 @@ Batch = list[tuple[int, int, int]]
 
 
 def image_dataset(
-    data: str | Path | LabelledImages,
+    data: Any,
     processor: str | Path | MobileViTImageProcessor,
     *,
     split: str = "train",
@@ -40,12 +41,14 @@ def image_dataset(
 
     Args:
         data: Folder of class folders (or `train/` and `validation/` of such; undivided, a tenth of each
-            class is the validation part), parquet, Hub id, or what `mobilevit_hub.data.open_images` returned.
+            class is the validation part), parquet, Hub id, a `datasets.Dataset`, or what
+            `mobilevit_hub.data.open_images` returned; the last two are taken whole.
         processor: The checkpoint's name, or its image processor.
         split: `"train"` or `"validation"`.
         batch_size: Photos per batch.
         image_size: Side of the training photos in pixels. Default: the processor's.
-        recipe: Random transforms of the training photos, and their seed. Default: the `"finetune"` recipe.
+        recipe: Random transforms of the training photos, and their seed; nothing else of it counts here.
+            Default: the `"finetune"` recipe.
         epoch: What the first pass is, for an interrupted run that goes on: it decides the order of the photos.
         one_hot: Labels as probabilities `(B, classes)` in place of class numbers `(B,)`; always so with the
             recipe's MixUp or CutMix.
@@ -58,19 +61,29 @@ def image_dataset(
         had the same number of photos.
 
     Raises:
-        NotFoundError, InputError, ImageError: As for `mobilevit_hub.data.open_images`.
+        NotFoundError, InputError, ImageError: As for `mobilevit_hub.data.open_images`; a photo that is read
+            only when its batch is made ends in TensorFlow's own error, with the same text.
+        ConfigError: `batch_size` or `image_size` is out of range.
     """
     require("tensorflow", "tf", "image_dataset")
+    import tensorflow as tf
+
+    RULES["batch_size"]("batch_size", batch_size)
+    if image_size is not None:
+        RULES["image_size"]("image_size", image_size)
     recipe = recipe or Recipe()
     if split not in ("train", "validation"):
         raise InputError(f"split is {split!r}; expected 'train' or 'validation'.", field="split", found=split)
-    images = data if isinstance(data, LabelledImages) else open_split(data, split, recipe.seed)
+    if isinstance(data, str | Path):
+        images = open_split(data, split, recipe.seed)
+    else:
+        images = data if isinstance(data, LabelledImages) else LabelledImages(data, "the data set")
     if keep_in_memory and not images.in_memory:
         images.keep_in_memory(progress=False)
     if isinstance(processor, str | Path):
         processor = image_processor(processor)
     if split == "train":
-        size = image_size or processor.crop_size["height"]
+        size = processor.crop_size["height"] if image_size is None else image_size
         one_hot = one_hot or bool(recipe.mixup or recipe.cutmix)
         order = SizedBatches(len(images), batch_size, [size], recipe.seed)
         order.set_epoch(epoch)
@@ -79,9 +92,8 @@ def image_dataset(
             yield from order
             order.set_epoch(order.epoch + 1)
 
-        photos = training_batches(
-            images, one_epoch, len(order), size, processor, recipe, one_hot=one_hot, workers=workers
-        )
+        photos = training_batches(images, one_epoch, size, processor, recipe, one_hot=one_hot, workers=workers)
+        photos = photos.apply(tf.data.experimental.assert_cardinality(len(order)))
     else:
         photos = validation_batches(images, processor, batch_size, one_hot=one_hot, workers=workers)
     counts = np.bincount(images.labels, minlength=len(images.label_names))
@@ -95,7 +107,6 @@ def image_dataset(
 def training_batches(
     images: LabelledImages,
     batches: Callable[[], Iterable[Batch]],
-    count: int,
     size: int,
     processor: MobileViTImageProcessor,
     recipe: Recipe,
@@ -109,7 +120,6 @@ def training_batches(
     Args:
         images: The photos.
         batches: Called at the start of each pass; which photos, in which order, with which random seeds.
-        count: Batches of a pass.
         size: Image side in pixels, that of the batches.
         processor: Channel order and interpolation.
         recipe: Random transforms.
@@ -122,13 +132,8 @@ def training_batches(
     classes = len(images.label_names)
 
     def prepare(batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        keys, look = batch.tolist(), (processor.channel_order, processor.interpolation)
-        try:
-            photos, classes_of = zip(*(training_photo(images, key, recipe, *look) for key in keys), strict=True)
-        except ImageError as error:
-            if failures is not None:
-                failures.append(error)
-            raise
+        keys, settings = batch.tolist(), (processor.channel_order, processor.interpolation)
+        photos, classes_of = zip(*(training_photo(images, key, recipe, *settings) for key in keys), strict=True)
         pixels, labels = np.stack(photos).astype(np.float32) / 255, np.asarray(classes_of)
         if not one_hot:
             return pixels, labels
@@ -140,8 +145,7 @@ def training_batches(
         yield from (np.asarray(batch, dtype=np.int64) for batch in batches())
 
     dataset = tf.data.Dataset.from_generator(all_keys, output_signature=tf.TensorSpec((None, 3), tf.int64))
-    dataset = dataset.apply(tf.data.experimental.assert_cardinality(count))
-    return _prepared(dataset, prepare, (size, size), classes if one_hot else None, workers)
+    return _prepared(dataset, prepare, (size, size), classes if one_hot else None, workers, failures)
 
 
 def validation_batches(
@@ -151,6 +155,7 @@ def validation_batches(
     *,
     one_hot: bool,
     workers: int = 0,
+    failures: list[Exception] | None = None,
 ) -> Any:
     """Batches of photos as the checkpoint's processor prepares them, in order, as a `tf.data.Dataset`.
 
@@ -160,6 +165,7 @@ def validation_batches(
         batch_size: Photos per batch; the last one may have fewer.
         one_hot: Labels as probabilities.
         workers: Threads that prepare batches beside the one that uses them.
+        failures: As for `training_batches`.
     """
     import tensorflow as tf
 
@@ -173,18 +179,44 @@ def validation_batches(
 
     sides = (processor.crop_size["height"], processor.crop_size["width"])
     firsts = tf.data.Dataset.range(0, len(images), batch_size)
-    return _prepared(firsts, prepare, sides, classes if one_hot else None, workers)
+    return _prepared(firsts, prepare, sides, classes if one_hot else None, workers, failures)
+
+
+@contextmanager
+def photo_errors(failures: list[Exception]) -> Iterator[None]:
+    """Raises the error of a photo that could not be read; TensorFlow makes a page of text of it."""
+    import tensorflow as tf
+
+    try:
+        yield
+    except tf.errors.OpError:
+        if failures:
+            raise failures[0] from None
+        raise
 
 
 def _prepared(
-    batches: Any, prepare: Callable[..., Any], sides: tuple[int, int], classes: int | None, workers: int
+    batches: Any,
+    prepare: Callable[..., Any],
+    sides: tuple[int, int],
+    classes: int | None,
+    workers: int,
+    failures: list[Exception] | None,
 ) -> Any:
     """Runs `prepare` on each element, ahead of its use."""
     import tensorflow as tf
 
+    def checked(batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        try:
+            return prepare(batch)
+        except MobileViTHubError as error:
+            if failures is not None:
+                failures.append(error)
+            raise
+
     def run(batch: Any) -> tuple[Any, Any]:
         kinds = (tf.float32, tf.int64 if classes is None else tf.float32)
-        pixels, labels = tf.numpy_function(prepare, [batch], kinds)
+        pixels, labels = tf.numpy_function(checked, [batch], kinds)
         pixels.set_shape((None, *sides, 3))
         labels.set_shape((None,) if classes is None else (None, classes))
         return pixels, labels

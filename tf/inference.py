@@ -21,9 +21,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from mobilevit_hub.errors import InputError, MissingDependencyError, require
+from mobilevit_hub.errors import InputError, require
 
-from .layers import ConvNormAct, check_pixel_values, patch_multiple, resize
+from .layers import ConvNormAct, check_pixel_values, patch_multiple, require_tensorflow, resize
 from .mobilevit import MobileViTBlock, TFMobileViTForImageClassification
 from .mobilevitv2 import MobileViTV2Block, TFMobileViTV2ForImageClassification
 from .pretrained import image_input
@@ -377,14 +377,7 @@ def fuse(model: Any, image_size: int | tuple[int, int] | None = None) -> FusedMo
         InputError: It is another model, or one that does not take `image_size`.
         MissingDependencyError: Keras runs on another backend than TensorFlow.
     """
-    if keras.backend.backend() != "tensorflow":
-        raise MissingDependencyError(
-            f"fuse() needs Keras on TensorFlow, but it runs on {keras.backend.backend()!r}. Set the environment "
-            "variable KERAS_BACKEND=tensorflow before Keras is imported.",
-            field="backend",
-            found=keras.backend.backend(),
-            expected="tensorflow",
-        )
+    require_tensorflow("fuse()")
     if not isinstance(model, TFMobileViTForImageClassification | TFMobileViTV2ForImageClassification):
         raise InputError(
             f"fuse() got {type(model).__name__}; it takes a TFMobileViTForImageClassification or "

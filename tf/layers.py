@@ -14,7 +14,7 @@ import keras
 from keras import ops
 
 from mobilevit_hub.architecture import make_divisible
-from mobilevit_hub.errors import InputError
+from mobilevit_hub.errors import InputError, MissingDependencyError
 
 PACKAGE = "mobilevit_hub"
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "relu": "relu", "gelu": "gelu"}
@@ -52,6 +52,18 @@ class Block(keras.layers.Layer):
         for _, layer in children_of(self):
             input_shape = layer.compute_output_shape(input_shape)
         return input_shape
+
+
+def require_tensorflow(purpose: str) -> None:
+    """Raises `MissingDependencyError` where Keras runs on another backend."""
+    if keras.backend.backend() != "tensorflow":
+        raise MissingDependencyError(
+            f"{purpose} needs Keras on TensorFlow, but it runs on {keras.backend.backend()!r}. Set the environment "
+            "variable KERAS_BACKEND=tensorflow before Keras is imported.",
+            field="backend",
+            found=keras.backend.backend(),
+            expected="tensorflow",
+        )
 
 
 def replicas() -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -122,7 +122,7 @@ def with_classifier(parts: dict[str, Any], pooled: Any, num_labels: int) -> tupl
 
 
 @contextmanager
-def number_type(policy: Any) -> Iterator[None]:
+def dtype_policy_scope(policy: Any) -> Iterator[None]:
     """Makes a Keras dtype policy the global one for a while; None leaves the global one."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy or before)
@@ -194,7 +194,7 @@ class HubModel(keras.Model):
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Runs the network on `(B, H, W, C)`; the keyword arguments are those of `keras.Model`."""
-        if isinstance(inputs, dict) and "pixel_values" in inputs:
+        if isinstance(inputs, Mapping) and "pixel_values" in inputs:  # as image processors return them
             inputs = inputs["pixel_values"]
         check_pixel_values(inputs, self.input_shape)
         return super().__call__(inputs, *args, **kwargs)
@@ -226,7 +226,7 @@ class HubModel(keras.Model):
         values = {**config}
         network = config_from_dict(values.pop("config"), "model config", expected=cls.config_class)
         frozen, policy = values.pop("frozen", []), values.pop("dtype", None)
-        with number_type(keras.dtype_policies.deserialize(policy) if policy else None):
+        with dtype_policy_scope(keras.dtype_policies.deserialize(policy) if policy else None):
             model = cls(network, **values)
         if frozen:
             for name, layer in layers_of(model):
@@ -332,7 +332,7 @@ class HubModel(keras.Model):
                 expected=cls.config_class.model_type,
             )
         arguments = {"image_size": image_size} | ({"out_features": out_features} if out_features else {})
-        with number_type(dtype):
+        with dtype_policy_scope(dtype):
             model = cls(config, **arguments)
         weights = model.named_weights()
         tensors, report = fit_tensors(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import shutil
@@ -25,8 +26,9 @@ from mobilevit_hub.recipes import Recipe
 from mobilevit_hub.reports import write_json
 from mobilevit_hub.training import Run, last_complete_checkpoint
 
-from .data import Batch, training_batches, validation_batches
-from .pretrained import number_type
+from .data import Batch, photo_errors, training_batches, validation_batches
+from .layers import replicas, require_tensorflow
+from .pretrained import dtype_policy_scope, layers_of
 
 STATE_FILE = "state.npz"
 
@@ -59,17 +61,64 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
         return {"peak": self.peak, "final": self.final, "warmup_steps": self.warmup_steps, "steps": self.steps}
 
 
-def make_optimizer(recipe: Recipe, model: keras.Model, steps_per_epoch: int) -> keras.optimizers.Optimizer:
+@keras.saving.register_keras_serializable("mobilevit_hub")
+class AdamW(keras.optimizers.AdamW):
+    """AdamW that clips the gradient of all devices together; Keras' own clips what each of them found.
+
+    Args:
+        learning_rate: A number or a schedule.
+        max_norm: Largest global gradient norm; 0: no clipping.
+        options: As for `keras.optimizers.AdamW`.
+    """
+
+    def __init__(self, learning_rate: Any = 1e-3, max_norm: float = 0.0, **options: Any) -> None:
+        super().__init__(learning_rate, **options)
+        self.max_norm = max_norm
+
+    def apply(self, grads: list[Any], trainable_variables: Any = None) -> None:
+        """Updates the variables."""
+        if self.max_norm:
+            context = replicas()
+            if context is not None:
+                grads = context.all_reduce("SUM", grads)
+            grads, _ = tf.clip_by_global_norm(grads, self.max_norm)
+            if context is not None:  # which Keras is about to add up
+                grads = [gradient / context.num_replicas_in_sync for gradient in grads]
+        super().apply(grads, trainable_variables)
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments."""
+        return {**super().get_config(), "max_norm": self.max_norm}
+
+
+def make_optimizer(recipe: Recipe, model: keras.Model, steps_per_epoch: int) -> AdamW:
     """AdamW as the recipe says; norms and biases are not decayed unless it asks for it.
 
     Args:
         recipe: How to train.
         model: Whose variables are trained.
         steps_per_epoch: Steps of one pass over the photos.
+    """
+    schedule = WarmupCosine(
+        recipe.learning_rate,
+        recipe.final_learning_rate,
+        round(recipe.warmup_epochs * steps_per_epoch),
+        len(recipe.sizes) * steps_per_epoch,
+    )
+    optimizer = AdamW(schedule, recipe.clip_norm, weight_decay=recipe.weight_decay, epsilon=1e-8)
+    if not recipe.decay_all:
+        optimizer.exclude_from_weight_decay([v for v in model.trainable_variables if len(v.shape) <= 1])
+    return optimizer
+
+
+def check(recipe: Recipe) -> None:
+    """Refuses what training in Keras cannot do.
 
     Raises:
         InputError: The recipe asks for Muon, which is for PyTorch.
+        MissingDependencyError: Keras runs on another backend than TensorFlow.
     """
+    require_tensorflow("Training in Keras")
     if recipe.muon_learning_rate:
         raise InputError(
             f"muon_learning_rate is {recipe.muon_learning_rate!r}, but Muon is there in PyTorch only; leave it at 0, "
@@ -77,18 +126,6 @@ def make_optimizer(recipe: Recipe, model: keras.Model, steps_per_epoch: int) -> 
             field="muon_learning_rate",
             found=recipe.muon_learning_rate,
         )
-    schedule = WarmupCosine(
-        recipe.learning_rate,
-        recipe.final_learning_rate,
-        round(recipe.warmup_epochs * steps_per_epoch),
-        len(recipe.sizes) * steps_per_epoch,
-    )
-    optimizer = keras.optimizers.AdamW(
-        schedule, weight_decay=recipe.weight_decay, epsilon=1e-8, global_clipnorm=recipe.clip_norm or None
-    )
-    if not recipe.decay_all:
-        optimizer.exclude_from_weight_decay([v for v in model.trainable_variables if len(v.shape) <= 1])
-    return optimizer
 
 
 def fit(run: Run) -> tuple[Any, dict[str, Any]]:
@@ -112,10 +149,19 @@ def fit(run: Run) -> tuple[Any, dict[str, Any]]:
     last, log = last_complete_checkpoint(run.checkpoints) if run.resume else (None, {})
     if run.resume and last is None:
         run.warn_of_no_checkpoint()
+    if log.get("devices", devices) != devices:
+        raise InputError(
+            f"The run in {run.checkpoints} was started on {log['devices']} devices and here are {devices}, which makes "
+            "other steps; resume it on as many, or choose another output folder.",
+            field="resume",
+            found=devices,
+            expected=log["devices"],
+        )
     keras.utils.set_random_seed(recipe.seed)
-    with strategy.scope(), number_type("mixed_bfloat16" if recipe.bf16 else None):
+    with strategy.scope(), dtype_policy_scope("mixed_bfloat16" if recipe.bf16 else None):
         network = run.build()
-        network.backbone.trainable = not recipe.freeze_backbone
+        if recipe.freeze_backbone:
+            freeze(network.backbone)
         network.compile(
             make_optimizer(recipe, network, steps_per_epoch),
             keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=recipe.label_smoothing),
@@ -124,7 +170,7 @@ def fit(run: Run) -> tuple[Any, dict[str, Any]]:
     state = TrainingState(network, recipe.ema_momentum)
     if last is not None:
         state.load(last / STATE_FILE)
-    elif run.is_first_process:
+    elif run.is_main_process:
         run.start()
 
     # Not `network.fit`: Keras 3.15 cannot on several machines (keras-team/keras#20585).
@@ -138,7 +184,12 @@ def fit(run: Run) -> tuple[Any, dict[str, Any]]:
         return network(pixel_values, training=False)
 
     history, seconds_before = log.get("history", []), log.get("seconds", 0)
-    held_out = validation_batches(run.held_out, run.processor, 64, one_hot=False, workers=run.workers)
+    failures: list[Exception] = []
+    held_out = validation_batches(
+        run.held_out, run.processor, 64, one_hot=False, workers=run.workers, failures=failures
+    )
+    batches: list[Batch] = []  # of the steps to the next checkpoint
+    photos_of_size = functools.cache(functools.partial(_photos, strategy, batches, run, failures))
     order = SizedBatches(len(run.images), recipe.batch_size, recipe.sizes, recipe.seed)
     step = int(ops.convert_to_numpy(network.optimizer.iterations))
     bar = tqdm(desc="training", unit="step", total=steps, initial=step, disable=not run.progress, mininterval=1)
@@ -146,57 +197,69 @@ def fit(run: Run) -> tuple[Any, dict[str, Any]]:
         epoch, first = divmod(step, steps_per_epoch)
         end = min(first + run.save_steps, steps_per_epoch)
         order.set_epoch(epoch)
-        batches = list(islice(order, first * devices, end * devices))
+        batches[:] = islice(order, first * devices, end * devices)
         network.reset_metrics()
-        for batch in _distributed(strategy, batches, run, recipe.sizes[epoch]):
-            loss = float(train_step(batch))  # mean since the last checkpoint
-            state.update_average()
-            bar.update()
-            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+        with photo_errors(failures):
+            for batch in photos_of_size(recipe.sizes[epoch]):
+                loss = float(train_step(batch))  # mean since the last checkpoint
+                state.update_average()
+                bar.update()
+                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
         step = epoch * steps_per_epoch + end
         seconds = seconds_before + round(time.time() - started)
         history.append({"epoch": step / steps_per_epoch, "step": step, "loss": loss, "seconds": seconds})
         if end == steps_per_epoch:
-            with state.average_in_place():
+            with state.average_in_place(), photo_errors(failures):
                 scores = evaluate(classify, held_out)
             history.append({"epoch": epoch + 1, "step": step, "eval_top1": scores["top1"],
                             "eval_top5": scores["top5"], "seconds": seconds})  # fmt: skip
             if run.progress:
                 top1, top5 = 100 * scores["top1"], 100 * scores["top5"]
                 tqdm.write(f"epoch {epoch + 1}: top-1 {top1:.2f} %, top-5 {top5:.2f} %", file=sys.stderr)
-        if run.is_first_process:
-            _save(run.checkpoints, step, state, {"history": history, "seconds": seconds})
+        if run.is_main_process:
+            _save(run.checkpoints, step, state, {"history": history, "seconds": seconds, "devices": devices})
     bar.close()
     state.take_average()
+    with photo_errors(failures):
+        scores = evaluate(classify, held_out)
     results = {
-        **evaluate(classify, held_out),
+        **scores,
         "seconds": seconds_before + round(time.time() - started),
         "steps": steps,
         "machine": _machine(devices),
         "history": history,
     }
-    return (network if run.is_first_process else None), results
+    return (network if run.is_main_process else None), results
 
 
-def _distributed(strategy: tf.distribute.Strategy, batches: list[Batch], run: Run, size: int) -> Iterator[Any]:
-    """The photos of some steps; each device gets every `devices`-th batch, and no process prepares another's."""
-    failures: list[Exception] = []
+def _photos(
+    strategy: tf.distribute.Strategy, batches: list[Batch], run: Run, failures: list[Exception], size: int
+) -> Any:
+    """A data set of what `batches` holds when a pass begins; each device gets every `devices`-th batch.
+
+    Made once for each image size: TensorFlow never lets go of one. No process prepares another's photos.
+    """
 
     def own(context: tf.distribute.InputContext) -> Any:
-        devices, processes = context.num_replicas_in_sync, context.num_input_pipelines
-        here = devices // processes
-        mine = [b for i, b in enumerate(batches) if i % devices // here == context.input_pipeline_id]
-        return training_batches(
-            run.images, lambda: mine, len(mine), size, run.processor, run.recipe, one_hot=True, workers=run.workers,
-            failures=failures,
-        )  # fmt: skip
+        devices = context.num_replicas_in_sync
+        here = devices // context.num_input_pipelines
 
-    try:
-        yield from strategy.distribute_datasets_from_function(own)
-    except tf.errors.OpError:
-        if failures:  # TensorFlow makes a page of text of them
-            raise failures[0] from None
-        raise
+        def mine() -> list[Batch]:
+            return [batch for i, batch in enumerate(batches) if i % devices // here == context.input_pipeline_id]
+
+        return training_batches(
+            run.images, mine, size, run.processor, run.recipe, one_hot=True, workers=run.workers, failures=failures
+        )
+
+    return strategy.distribute_datasets_from_function(own)
+
+
+def freeze(backbone: Any) -> None:
+    """Makes a network compute in training as it does otherwise; its weights and statistics stay as they are."""
+    backbone.trainable = False
+    for _, layer in layers_of(backbone):
+        if isinstance(layer, keras.layers.Dropout):  # which Keras leaves on
+            layer.rate = 0.0
 
 
 def evaluate(classify: Callable[[Any], Any], photos: Any) -> dict[str, float]:
@@ -252,6 +315,9 @@ class TrainingState:
     @contextmanager
     def average_in_place(self) -> Iterator[None]:
         """Runs its body with the average, where there is one, in place of the weights."""
+        if self.average is None:
+            yield
+            return
         own = self._values()
         self.take_average()
         try:

@@ -387,7 +387,7 @@ def train_command(arguments: argparse.Namespace) -> int:
 
     from .presets import check_name
     from .recipes import Recipe, get_recipe
-    from .training import is_first_process, train
+    from .training import is_main_process, train
 
     check_name(arguments.model)
     changes = {f.name: getattr(arguments, f.name) for f in fields(Recipe) if getattr(arguments, f.name) is not None}
@@ -411,7 +411,7 @@ def train_command(arguments: argparse.Namespace) -> int:
         progress=not arguments.quiet,
         command=shlex.join([*_launcher(), *sys.argv[1:]]),
     )
-    if not is_first_process():
+    if not is_main_process(arguments.framework):
         return 0
     if arguments.json:
         print(json.dumps({k: v for k, v in log.items() if k != "history"}, indent=2))

@@ -26,7 +26,7 @@ from .recipes import Recipe, get_recipe
 from .reports import draw_learning_curve, training_card, write_json
 
 # Packages beside the framework's own that training needs, and the extra that has them.
-PACKAGES = {"pt": {"torch": "torch", "accelerate": "torch"}, "tf": {"keras": "tf"}}
+PACKAGES = {"pt": {"torch": "torch", "accelerate": "torch"}, "tf": {"keras": "tf", "tensorflow": "tf"}}
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class Run:
     workers: int
     save_steps: int
     progress: bool
-    is_first_process: bool
-    """Whether this process of a distributed run writes the files."""
+    is_main_process: bool
+    """Whether this is the process of a distributed run that writes the files."""
 
     def build(self) -> Any:
         """The starting network, which remembers the size it is meant for."""
@@ -133,6 +133,9 @@ def train(
     runtimes.check_framework(framework)
     for package, extra in {**PACKAGES[framework], "datasets": "train", "matplotlib": "train"}.items():
         require(package, extra, "Training")
+    training = import_module(f"mobilevit_hub.{framework}.training")
+    if framework == "tf":
+        training.check(recipe or get_recipe())
     for name, value, least in (("workers", workers, 0), ("save_steps", save_steps, 1)):
         if value < least:
             raise InputError(f"{name} is {value!r}; expected at least {least}.", field=name, found=value)
@@ -151,7 +154,8 @@ def train(
     make, interpolation, channel_order = starting_network(
         str(model), images.label_names, framework=framework, from_scratch=from_scratch, recipe=recipe, changes=config
     )
-    progress = progress and is_first_process()
+    is_main = is_main_process(framework)
+    progress = progress and is_main
     for photos in (images, held_out):
         photos.keep_in_memory(progress)
     run = Run(
@@ -166,9 +170,9 @@ def train(
         workers=workers,
         save_steps=save_steps,
         progress=progress,
-        is_first_process=is_first_process(),
+        is_main_process=is_main,
     )
-    network, results = import_module(f"mobilevit_hub.{framework}.training").fit(run)
+    network, results = training.fit(run)
     log = {
         "model": Path(model).resolve().name if Path(model).is_dir() else model,
         "framework": framework,
@@ -188,10 +192,28 @@ def train(
     return log
 
 
-def is_first_process() -> bool:
-    """Whether this is the process of a distributed run that speaks and writes: rank 0, or `TF_CONFIG`'s first."""
-    task = json.loads(os.environ.get("TF_CONFIG", "{}")).get("task", {})
-    return os.environ.get("RANK", "0") == "0" and int(task.get("index", 0)) == 0
+def is_main_process(framework: str) -> bool:
+    """Whether this is the process of a distributed run that speaks and writes.
+
+    In PyTorch rank 0, in Keras the chief that `TF_CONFIG` names, else its first worker.
+
+    Raises:
+        InputError: `TF_CONFIG` is not the JSON that TensorFlow asks for.
+    """
+    if framework == "pt":
+        return os.environ.get("RANK", "0") == "0"
+    text = os.environ.get("TF_CONFIG") or "{}"
+    try:
+        cluster, task = (dict(json.loads(text).get(part, {})) for part in ("cluster", "task"))
+        chief = "chief" if "chief" in cluster else "worker"
+        return (task.get("type", chief), int(task.get("index", 0))) == (chief, 0)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"The environment variable TF_CONFIG is {text!r}; expected JSON such as "
+            '{"cluster": {"worker": ["host:port"]}, "task": {"type": "worker", "index": 0}}.',
+            field="TF_CONFIG",
+            found=text,
+        ) from error
 
 
 def _check_output(checkpoints: Path, resume: bool, settings: dict[str, Any]) -> None:

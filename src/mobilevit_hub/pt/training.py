@@ -72,7 +72,7 @@ def fit(run: Run) -> tuple[Any, dict[str, Any]]:
         preprocess_logits_for_metrics=five_best,
     )
     # Not earlier: by now every process of a distributed run has looked into the folder.
-    if run.is_first_process and last is None:
+    if run.is_main_process and last is None:
         run.start()
     trainer.train(resume_from_checkpoint=str(last) if last else None)
     scores = trainer.evaluate()
@@ -84,7 +84,7 @@ def fit(run: Run) -> tuple[Any, dict[str, Any]]:
         "machine": _machine(accelerated, processes),
         "history": trainer.state.log_history,
     }
-    if not run.is_first_process:
+    if not run.is_main_process:
         return None, results
     trainer.take_average()
     return network.eval().to(memory_format=torch.contiguous_format), results
