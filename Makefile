@@ -1,7 +1,8 @@
 # make demo        classify real photos with the embedded checkpoint, write the picture of the result
 # make test        the tests (no network, no GPU, minutes)
 # make check       lint, docstring and security rules, format, types
-# make test-full   the slow tests and those that need a GPU as well; and all as where one framework is not installed
+# make test-full   the slow tests and those that need a GPU as well
+# make test-without-torch, make test-without-keras   the tests as where that framework is not installed
 # make bench       the measured comparisons, on a machine that does nothing else (first run: installs 3 GB)
 # make notebooks   the notebooks, from the scripts in examples/
 #
@@ -12,6 +13,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3.11
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 REQUIREMENTS := setup.py pyproject.toml constraints.txt
+# Two processes, each with one thread: much of the time goes into tracing TensorFlow graphs, which takes one.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 SOURCES := src tf conversion tests examples benchmarks setup.py
 
 .PHONY: demo test test-full test-without-torch test-without-keras check bench notebooks
@@ -21,18 +24,18 @@ demo: .venv/.demo
 	$(BIN)/python examples/demo.py
 
 test: .venv/.test
-	$(BIN)/python -m pytest tests
+	$(PYTEST) tests
 
-test-full: .venv/.test test-without-torch test-without-keras
-	$(BIN)/python -m pytest tests -m "not hub"
+test-full: .venv/.test
+	$(PYTEST) tests -m "not hub"
 
 # Of the Keras tests, all but those that compare with PyTorch.
 test-without-torch: .venv/.test
-	MOBILEVIT_HUB_HIDE=torch,torchvision $(BIN)/python -m pytest tests/test_keras_*.py \
+	MOBILEVIT_HUB_HIDE=torch,torchvision $(PYTEST) tests/test_keras_*.py \
 		-m "tf and not parity and not slow and not hub and not gpu"
 
 test-without-keras: .venv/.test
-	MOBILEVIT_HUB_HIDE=tensorflow,keras,h5py $(BIN)/python -m pytest tests
+	MOBILEVIT_HUB_HIDE=tensorflow,keras,h5py $(PYTEST) tests
 
 bench: .venv/.test
 	$(BIN)/python benchmarks/keras_inference.py

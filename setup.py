@@ -47,6 +47,7 @@ EXTRAS = {
         "onnxscript>=0.7",
         "packaging>=26",
         "pytest>=9.2",
+        "pytest-xdist>=3.8",
         "ruff>=0.17",
         "setuptools>=77",
     ],
