@@ -387,7 +387,6 @@ def train_command(arguments: argparse.Namespace) -> int:
 
     from .presets import check_name
     from .recipes import Recipe, get_recipe
-    from .training import is_main_process, train
 
     check_name(arguments.model)
     changes = {f.name: getattr(arguments, f.name) for f in fields(Recipe) if getattr(arguments, f.name) is not None}
@@ -395,6 +394,8 @@ def train_command(arguments: argparse.Namespace) -> int:
         recipe = get_recipe(arguments.recipe, **changes)
     except ConfigError as error:  # here the recipe is what was typed
         raise InputError(error.message, field=error.field, found=error.found) from error
+    from .training import is_main_process, train  # not before: it imports transformers
+
     config = {"output_stride": arguments.output_stride} if arguments.output_stride else {}
     log = train(
         arguments.data,
