@@ -279,8 +279,8 @@ def test_killed_run_resumes_to_exactly_the_same_weights(photos, tmp_path):
 
     with pytest.raises(InputError, match="holds an earlier run; continue it with --resume"):
         run(photos, output, save_steps=2, **EVERYTHING)
-    with pytest.raises(InputError, match="was started with framework='tf'; resume it with the same options"):
-        run(photos, output, save_steps=2, framework="pt", resume=True, **EVERYTHING)
+    with pytest.raises(InputError, match=r"was started with learning_rate=0\.004; resume it with the same options"):
+        run(photos, output, save_steps=2, resume=True, **{**EVERYTHING, "learning_rate": 0.1})
     log = run(photos, output, save_steps=2, resume=True, **EVERYTHING)
     assert differences(output, tmp_path / "whole") == {}
     assert (log["steps"], log["top1"]) == (whole["steps"], whole["top1"]) == (9, log["top1"])
@@ -288,6 +288,12 @@ def test_killed_run_resumes_to_exactly_the_same_weights(photos, tmp_path):
     assert losses[0] == losses[1] and [step for step, _ in losses[0]] == [2, 3, 5, 6, 8, 9]
     again = run(photos, output, save_steps=2, resume=True, **EVERYTHING)
     assert again["top1"] == log["top1"] and differences(output, tmp_path / "whole") == {}
+
+
+@pytest.mark.parity
+def test_a_run_of_the_other_framework_is_not_resumed(photos, trained):
+    with pytest.raises(InputError, match="was started with framework='tf'; resume it with the same options"):
+        run(photos, trained[0], framework="pt", resume=True, epochs=20, crop_area=0.6)
 
 
 def test_resuming_nothing_starts_at_the_beginning_and_says_so(photos, tmp_path):
@@ -330,6 +336,7 @@ def test_a_wrong_cluster_is_explained(monkeypatch, text):
         is_main_process("tf")
 
 
+@pytest.mark.parity
 def test_another_backend_is_named():
     code = """
     from mobilevit_hub.errors import MissingDependencyError
