@@ -48,7 +48,7 @@ def compile_with(learning_rate: float) -> None:
     model.compile(
         keras.optimizers.AdamW(learning_rate, weight_decay=0.01),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        ["accuracy"],
+        metrics=["accuracy"],
     )
 
 
