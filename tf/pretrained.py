@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -13,11 +12,10 @@ import keras
 import numpy as np
 
 from mobilevit_hub.architecture import STAGE_NAMES
-from mobilevit_hub.checkpoints import load_config, save_checkpoint
-from mobilevit_hub.config_fields import check_labels
+from mobilevit_hub.checkpoints import check_version, head_changes, load_config, save_checkpoint, warn_of_new_head
 from mobilevit_hub.configuration import config_from_dict
-from mobilevit_hub.errors import ConfigError, InputError, MobileViTHubWarning
-from mobilevit_hub.names import HEADS, fit_tensors
+from mobilevit_hub.errors import InputError
+from mobilevit_hub.names import fit_tensors
 
 from .layers import check_pixel_values, children_of
 from .legacy import open_checkpoint
@@ -313,24 +311,10 @@ class HubModel(keras.Model):
         checkpoint, own, tensors = open_checkpoint(
             os.fspath(name), revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
         )
-        if num_labels is not None and id2label is None and num_labels != own.num_labels:
-            changes["num_labels"] = num_labels
-        if id2label is not None and check_labels(id2label) != own.id2label:
-            changes["id2label"] = id2label
-            if num_labels is not None:
-                changes["num_labels"] = num_labels
-        headless = not any(tensor_name.startswith(HEADS) for tensor_name in tensors)
-        new_head = bool({"num_labels", "id2label"} & changes.keys()) or (num_labels is not None and headless)
+        of_head, new_head, headless = head_changes(own, tensors, num_labels, id2label)
+        changes |= of_head
         config = load_config(checkpoint, **changes) if changes else own
-        if not isinstance(config, cls.config_class):
-            raise ConfigError(
-                f"{checkpoint.config_file}: model_type is {config.model_type!r}, but {cls.__name__} is a "
-                f"{cls.config_class.model_type} network.",
-                path=checkpoint.config_file,
-                field="model_type",
-                found=config.model_type,
-                expected=cls.config_class.model_type,
-            )
+        check_version(checkpoint, config, cls)
         arguments = {"image_size": image_size} | ({"out_features": out_features} if out_features else {})
         with dtype_policy_scope(dtype):
             model = cls(config, **arguments)
@@ -347,12 +331,7 @@ class HubModel(keras.Model):
         for tensor_name, tensor in tensors.items():
             weights[tensor_name].variable.assign(to_keras(tensor, weights[tensor_name].kind))
         if report.new_head:
-            warnings.warn(
-                f"The checkpoint classifies {own.num_labels} labels; the classifier for {config.num_labels} labels is "
-                "new and random. Every other weight was loaded.",
-                MobileViTHubWarning,
-                stacklevel=2,
-            )
+            warn_of_new_head(own, config, headless)
         return model if strict else (model, report)
 
     def save_pretrained(

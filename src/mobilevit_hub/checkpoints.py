@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 
 from . import hub
+from .config_fields import check_labels
 from .configuration import config_from_dict
 from .errors import CheckpointError, ConfigError, MobileViTHubWarning, NotFoundError, OfflineError, SourceError
 from .files import json_bytes, write_file, write_folder
 from .json_files import parse_json, read_json
-from .names import rename_tensors, timm_names
+from .names import HEADS, rename_tensors, timm_names
 from .presets import Preset, find_preset, get_preset
 from .tensors import check_values, read_tensors, to_safetensors
 
@@ -192,6 +193,64 @@ def load_config(checkpoint: Checkpoint, **changes: Any) -> Any:
         if labels and all(str(v).startswith("LABEL_") for v in labels.values()):
             data = {**{k: v for k, v in data.items() if k != "label2id"}, **_imagenet_labels()}
     return config_from_dict({**data, **changes}, checkpoint.config_file)
+
+
+def head_changes(
+    own: Any, tensors: dict[str, Any], num_labels: int | None, id2label: dict[int, str] | None
+) -> tuple[dict[str, Any], bool, bool]:
+    """What the labels that a user asks for mean for a checkpoint.
+
+    Args:
+        own: Config of the checkpoint.
+        tensors: Its tensors, by name.
+        num_labels: Number of classes; None: the checkpoint's.
+        id2label: Names of the classes, by index; None: the checkpoint's. Other names mean other classes, also
+            where there are as many.
+
+    Returns:
+        Changes of its config, whether it needs a new classifier, and whether it has none.
+    """
+    changes: dict[str, Any] = {}
+    if num_labels is not None and id2label is None and num_labels != own.num_labels:
+        changes["num_labels"] = num_labels
+    if id2label is not None and check_labels(id2label) != own.id2label:
+        changes["id2label"] = id2label
+        if num_labels is not None:
+            changes["num_labels"] = num_labels
+    headless = not any(name.startswith(HEADS) for name in tensors)
+    return changes, bool(changes) or (num_labels is not None and headless), headless
+
+
+def warn_of_new_head(own: Any, config: Any, headless: bool) -> None:
+    """Says that the classifier of a loaded model is random.
+
+    Args:
+        own: Config of the checkpoint.
+        config: Config of the model.
+        headless: Whether the checkpoint has no classifier.
+    """
+    renamed = config.num_labels == own.num_labels and not headless
+    labels = "other labels" if renamed else f"{config.num_labels} labels"
+    warnings.warn(
+        f"The checkpoint classifies {own.num_labels} labels; the classifier for {labels} is new and random. "
+        "Every other weight was loaded.",
+        MobileViTHubWarning,
+        stacklevel=3,
+    )
+
+
+def check_version(checkpoint: Checkpoint, config: Any, model_class: Any) -> None:
+    """Raises `ConfigError` unless a model class is for the version of a config."""
+    expected = model_class.config_class
+    if not isinstance(config, expected):
+        raise ConfigError(
+            f"{checkpoint.config_file}: model_type is {config.model_type!r}, but {model_class.__name__} is a "
+            f"{expected.model_type} network.",
+            path=checkpoint.config_file,
+            field="model_type",
+            found=config.model_type,
+            expected=expected.model_type,
+        )
 
 
 def _imagenet_labels() -> dict[str, Any]:

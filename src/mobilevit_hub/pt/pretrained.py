@@ -7,7 +7,6 @@ import difflib
 import inspect
 import math
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,19 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BackboneOutput
 
 from ..architecture import STAGE_NAMES
-from ..checkpoints import CARD_FILE, load_config, open_checkpoint, save_checkpoint
-from ..config_fields import check_labels
+from ..checkpoints import (
+    CARD_FILE,
+    check_version,
+    head_changes,
+    load_config,
+    open_checkpoint,
+    save_checkpoint,
+    warn_of_new_head,
+)
 from ..configuration import config_from_dict
-from ..errors import ConfigError, InputError, MobileViTHubWarning
+from ..errors import ConfigError, InputError
 from ..hub import CONFIG_FILE, PROCESSOR_FILE, WEIGHT_FILES
-from ..names import HEADS, fit_tensors
+from ..names import fit_tensors
 
 
 class HubModel(PreTrainedModel):
@@ -109,14 +115,8 @@ class HubModel(PreTrainedModel):
             cache_dir=cache_dir,
             local_files_only=local_files_only,
         )
-        if num_labels is not None and id2label is None and num_labels != own.num_labels:
-            changes["num_labels"] = num_labels
-        if id2label is not None and check_labels(id2label) != own.id2label:
-            changes["id2label"] = id2label
-            if num_labels is not None:
-                changes["num_labels"] = num_labels
-        headless = not any(name.startswith(HEADS) for name in tensors)
-        new_head = bool({"num_labels", "id2label"} & changes.keys()) or (num_labels is not None and headless)
+        of_head, new_head, headless = head_changes(own, tensors, num_labels, id2label)
+        changes |= of_head
         if config is None:
             config = load_config(checkpoint, **changes) if changes else own
         else:
@@ -124,15 +124,7 @@ class HubModel(PreTrainedModel):
                 copy.deepcopy(config) if isinstance(config, cls.config_class) else config_from_dict(config.to_dict())
             )
             new_head = new_head or config.num_labels != own.num_labels
-        if not isinstance(config, cls.config_class):
-            raise ConfigError(
-                f"{checkpoint.config_file}: model_type is {config.model_type!r}, but {cls.__name__} is a "
-                f"{cls.config_class.model_type} network.",
-                path=checkpoint.config_file,
-                field="model_type",
-                found=config.model_type,
-                expected=cls.config_class.model_type,
-            )
+        check_version(checkpoint, config, cls)
         config.architectures = [cls.__name__]
         if attn_implementation is not None:
             config._attn_implementation = attn_implementation
@@ -152,14 +144,7 @@ class HubModel(PreTrainedModel):
             for name, tensor in tensors.items():
                 state[name].copy_(torch.from_numpy(tensor))
         if report.new_head:
-            renamed = config.num_labels == own.num_labels and not headless
-            labels = "other labels" if renamed else f"{config.num_labels} labels"
-            warnings.warn(
-                f"The checkpoint classifies {own.num_labels} labels; the classifier for {labels} is new and random. "
-                "Every other weight was loaded.",
-                MobileViTHubWarning,
-                stacklevel=2,
-            )
+            warn_of_new_head(own, config, headless)
         model = model.to(number_type)
         model.name_or_path = config._name_or_path = checkpoint.name
         model.eval()
