@@ -15,7 +15,7 @@ from mobilevit_hub.architecture import STAGE_NAMES
 from mobilevit_hub.checkpoints import check_version, head_changes, load_config, save_checkpoint, warn_of_new_head
 from mobilevit_hub.configuration import config_from_dict
 from mobilevit_hub.errors import InputError
-from mobilevit_hub.names import fit_tensors
+from mobilevit_hub.fitting import fit_tensors
 
 from .layers import check_pixel_values, children_of
 from .legacy import open_checkpoint

@@ -24,7 +24,7 @@ from .configuration import config_from_dict
 from .errors import CheckpointError, ConfigError, MobileViTHubWarning, NotFoundError, OfflineError, SourceError
 from .files import json_bytes, write_file, write_folder
 from .json_files import parse_json, read_json
-from .names import HEADS, rename_tensors, timm_names
+from .names import HEADS, SCHEMES, renames, to_ours
 from .presets import Preset, find_preset, get_preset
 from .tensors import check_values, read_tensors, to_safetensors
 
@@ -324,7 +324,7 @@ def load_tensors(checkpoint: Checkpoint, config: Any) -> dict[str, np.ndarray]:
         )
     check_values(tensors, checkpoint.weights_file)
     if checkpoint.is_timm:
-        tensors = rename_tensors(tensors, timm_names(config), checkpoint.weights_file)
+        tensors = to_ours(tensors, renames(config, "timm"), checkpoint.weights_file, SCHEMES["timm"].title)
     return tensors
 
 

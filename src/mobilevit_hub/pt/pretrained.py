@@ -30,7 +30,7 @@ from ..checkpoints import (
 from ..configuration import config_from_dict
 from ..errors import ConfigError, InputError
 from ..hub import CONFIG_FILE, PROCESSOR_FILE, WEIGHT_FILES
-from ..names import fit_tensors
+from ..fitting import fit_tensors
 
 
 class HubModel(PreTrainedModel):
@@ -104,7 +104,7 @@ class HubModel(PreTrainedModel):
         Raises:
             InputError: An argument is unknown, or contradicts another.
             SourceError, ConfigError, CheckpointError: See `checkpoints.open_checkpoint` and
-                `names.fit_tensors`.
+                `fitting.fit_tensors`.
         """
         cls._check_arguments(config, num_labels, id2label, attn_implementation, changes)
         number_type = _floating_type(dtype if dtype is not None else torch_dtype)
