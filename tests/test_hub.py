@@ -6,8 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
-import types
 import warnings
 from pathlib import Path
 
@@ -16,7 +14,7 @@ import pytest
 import reference
 import torch
 import transformers
-from hub_server import HubServer
+from hub_server import WRITER, serving, use_endpoint
 from huggingface_hub import constants
 from networks import MODELS, awake, tiny_config
 from PIL import Image
@@ -98,26 +96,9 @@ def published(tmp_path_factory):
     }
 
 
-def use_endpoint(monkeypatch, url):
-    """What HF_ENDPOINT does when huggingface_hub is imported; one test below sets the variable itself."""
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
-
-
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """A running server, an empty cache, and no waiting between tries."""
-    from huggingface_hub import file_download
-    from huggingface_hub.utils import _http
-
-    waits = []
-    impatient = types.SimpleNamespace(**{**vars(time), "sleep": waits.append})
-    monkeypatch.setattr(_http, "time", impatient)
-    monkeypatch.setattr(file_download, "time", impatient)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    with HubServer() as server:
-        use_endpoint(monkeypatch, server.url)
-        server.waits = waits
+    with serving(monkeypatch, tmp_path / "cache") as server:
         yield server
 
 
@@ -589,50 +570,30 @@ def test_trainer_saves_folders_that_load(tmp_path):
     gc.collect()
 
 
-@pytest.fixture
-def remote(tmp_path, monkeypatch):
-    """A folder that takes what is uploaded, in place of the network."""
-    import huggingface_hub
-
-    folder, api = tmp_path / "remote", huggingface_hub.HfApi
-    folder.mkdir()
-
-    def create_repo(self, repo_id, **options):
-        return huggingface_hub.RepoUrl(f"https://huggingface.co/{repo_id}")
-
-    def create_commit(self, repo_id=None, operations=(), **options):
-        for operation in operations:
-            with operation.as_file() as file:
-                (folder / operation.path_in_repo).write_bytes(file.read())
-
-    def upload_folder(self, *, repo_id, folder_path, allow_patterns=None, **options):
-        for path in Path(folder_path).iterdir():
-            if allow_patterns is None or path.name in allow_patterns:
-                (folder / path.name).write_bytes(path.read_bytes())
-
-    for call in (create_repo, create_commit, upload_folder):
-        monkeypatch.setattr(api, call.__name__, call)
-    card = huggingface_hub.ModelCard("---\ntags: [x]\n---\n# theirs")
-    monkeypatch.setattr("transformers.utils.hub.create_and_tag_model_card", lambda *a, **k: card)
-    return folder
+@pytest.mark.parametrize("source", ["argument", "environment"])
+def test_push_to_hub_uploads_a_checkpoint_that_loads(hub, source, monkeypatch):
+    options = {"token": WRITER} if source == "argument" else {}
+    if source == "environment":
+        monkeypatch.setenv("HF_TOKEN", WRITER)
+    # what transformers' own tools pass is accepted
+    address = tiny_model().push_to_hub("me/mine", commit_message="First", tags=["x"], max_shard_size="1GB", **options)
+    assert address.startswith(f"{hub.url}/me/mine/commit/")
+    assert hub.commits[0]["summary"] == "First"
+    assert set(hub.repositories["me/mine"].files) == {"README.md", "config.json", "model.safetensors"}
+    loads("me/mine")
 
 
-def test_push_to_hub_of_transformers_uploads_a_checkpoint(remote):
-    tiny_model().push_to_hub("me/mine")
-    assert {p.name for p in remote.iterdir()} == {"README.md", "config.json", "model.safetensors"}
-    loads(remote)
-
-
-def test_saving_with_push_to_hub_uploads_the_whole_checkpoint(remote, tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "private.txt").write_text("mine")
+def test_saving_with_push_to_hub_uploads_the_whole_checkpoint(hub, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "private.txt").write_text("mine")
     processor = mh.MobileViTImageProcessor(size=72, crop_size=64)
     tiny_model().save_pretrained(
-        tmp_path / "out", processor=processor, card="# my card", push_to_hub=True, repo_id="me/mine"
-    )
-    assert {p.name for p in remote.iterdir()} == {
-        "README.md", "config.json", "model.safetensors", "preprocessor_config.json",
-    }  # fmt: skip
-    assert (remote / "README.md").read_text() == "# my card"
-    loads(remote)
-    assert mh.image_processor(remote).size == {"shortest_edge": 72}
+        tmp_path / "mine", processor=processor, card="# my card", push_to_hub=True, token=WRITER, private=True,
+        commit_description="Why", dataset="unknown to us",
+    )  # fmt: skip
+    repository = hub.repositories["me/mine"]  # by the name of the folder
+    assert repository.private and hub.commits[0]["description"] == "Why"
+    assert set(repository.files) == {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
+    assert repository.files["README.md"] == b"# my card"
+    loads("me/mine")
+    assert mh.image_processor("me/mine").size == {"shortest_edge": 72}

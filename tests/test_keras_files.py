@@ -1,13 +1,11 @@
 """Folders of the Keras twin: equal bytes, opened by PyTorch and stock transformers, loaded strictly, published."""
 
-import base64
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 import reference
+from hub_server import WRITER, serving
 from keras_networks import (
     BACKBONES,
     CLASSIFIERS,
@@ -215,59 +213,13 @@ def test_weights_that_cannot_be_saved(tmp_path):
 # --------------------------------------------------------------------------------------------------
 
 
-class _Receiver(BaseHTTPRequestHandler):
-    """The part of the Hub that takes commits."""
-
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self.server.requests.append((self.path, self.headers.get("Authorization")))
-        answer = {}
-        if self.path == "/api/repos/create":
-            self.server.created.append(json.loads(body))
-            answer = {"url": f"{self.server.url}/me/new", "name": "me/new"}
-        elif "/preupload/" in self.path:
-            files = json.loads(body)["files"]
-            answer = {"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]}
-        elif "/commit/" in self.path:
-            lines = [json.loads(line) for line in body.splitlines()]
-            for line in lines:
-                if line["key"] == "file":
-                    self.server.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-            answer = {"success": True, "commitUrl": f"{self.server.url}/me/new/commit/0123", "commitOid": "0123"}
-        self.reply(answer)
-
-    def do_GET(self):
-        self.reply({})
-
-    def reply(self, answer):
-        content = json.dumps(answer).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_):
-        pass
-
-
 def test_publishing_uploads_what_saving_writes(monkeypatch, tmp_path):
-    from huggingface_hub import constants
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Receiver)
-    server.url = f"http://127.0.0.1:{server.server_address[1]}"
-    server.requests, server.created, server.files = [], [], {}
-    monkeypatch.setattr(constants, "ENDPOINT", server.url)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
-        model = tiny(1)
-        address = model.push_to_hub("me/new", token="hf_of_me", private=True, card="# A card\n")  # noqa: S106
-    finally:
-        server.shutdown()
-        server.server_close()
-    assert address == f"{server.url}/me/new/commit/0123"
-    assert server.created[0]["visibility"] == "private" and server.created[0]["name"] == "new"
-    assert {token for _, token in server.requests} == {"Bearer hf_of_me"}
-    model.save_pretrained(tmp_path, card="# A card\n")
-    assert server.files == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    model = tiny(1)
+    with serving(monkeypatch, tmp_path / "cache") as hub:
+        address = model.push_to_hub("me/new", token=WRITER, private=True, card="# A card\n", commit_message="First")
+        pushed = hub.repositories["me/new"]
+        assert address == f"{hub.url}/me/new/commit/{pushed.commit}"
+        assert pushed.private and [commit["summary"] for commit in hub.commits] == ["First"]
+        assert same_values(CLASSIFIERS[1].from_pretrained("me/new"), model)
+    model.save_pretrained(tmp_path / "saved", card="# A card\n")
+    assert pushed.files == {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()}

@@ -16,6 +16,7 @@ from mobilevit_hub.checkpoints import check_version, head_changes, load_config, 
 from mobilevit_hub.configuration import config_from_dict
 from mobilevit_hub.errors import InputError
 from mobilevit_hub.fitting import fit_tensors
+from mobilevit_hub.publishing import push
 
 from .layers import check_pixel_values, children_of
 from .legacy import open_checkpoint
@@ -235,6 +236,16 @@ class HubModel(keras.Model):
         """Every weight by its name in the checkpoint."""
         return {weight.name: weight for weight in weights_of(self)}
 
+    def checkpoint_tensors(self) -> dict[str, np.ndarray]:
+        """Every weight under its name and in its layout in a checkpoint."""
+        tensors = {}
+        for name, weight in self.named_weights().items():
+            array = np.asarray(keras.ops.convert_to_numpy(weight.variable))
+            # Neither NumPy nor our files have bfloat16; float32 holds the same values.
+            array = array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+            tensors[name] = to_checkpoint(array, weight.kind)
+        return tensors
+
     def freeze_norms(self) -> None:
         """Keeps statistics, scale and shift of every BatchNorm, also in training: for fine-tuning on few photos.
 
@@ -351,12 +362,7 @@ class HubModel(keras.Model):
             SaveError: It could not be written; what was there before is kept.
             CheckpointError: The weights contain NaN or infinity.
         """
-        tensors = {}
-        for name, weight in self.named_weights().items():
-            array = np.asarray(keras.ops.convert_to_numpy(weight.variable))
-            # Neither NumPy nor our files have bfloat16; float32 holds the same values.
-            array = array.astype(np.float32) if array.dtype.name == "bfloat16" else array
-            tensors[name] = to_checkpoint(array, weight.kind)
+        tensors = self.checkpoint_tensors()
         self.config.architectures = [type(self).__name__.removeprefix("TF")]
         self.config.dtype = "float16" if any(t.dtype == np.float16 for t in tensors.values()) else "float32"
         save_checkpoint(save_directory, tensors, self.config, processor=processor, card=card)
@@ -377,7 +383,7 @@ class HubModel(keras.Model):
         Args:
             repo_id: `owner/repository`; made when it does not exist.
             processor: Image processor to upload beside the weights.
-            card: Text of the model card.
+            card: Text of the model card; without one, a card that the repository has is kept.
             private: Whether a new repository is private. Default: as the account says.
             token: Access token; default: the one of `hf auth login` or `HF_TOKEN`.
             revision: Branch to commit to. Default: `main`.
@@ -386,16 +392,9 @@ class HubModel(keras.Model):
         Returns:
             Address of the commit.
         """
-        from huggingface_hub import HfApi
-
-        hub = HfApi(token=token)
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, processor=processor, card=card)
-            repo_id = hub.create_repo(repo_id, private=private, exist_ok=True).repo_id
-            commit = hub.upload_folder(
-                repo_id=repo_id, folder_path=folder, revision=revision, commit_message=commit_message
-            )
-        return str(commit.commit_url)
+            return push(folder, repo_id, private=private, token=token, revision=revision, message=commit_message)
 
     def fuse(self, image_size: int | tuple[int, int] | None = None) -> Any:
         """The inference form of a classifier, several times faster than `predict`; see `inference.fuse`."""

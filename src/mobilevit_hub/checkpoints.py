@@ -312,6 +312,15 @@ def load_tensors(checkpoint: Checkpoint, config: Any) -> dict[str, np.ndarray]:
             config come from different saves.
     """
     tensors, metadata = read_tensors(checkpoint.weights_file)
+    check_save_id(checkpoint, metadata)
+    check_values(tensors, checkpoint.weights_file)
+    if checkpoint.is_timm:
+        tensors = to_ours(tensors, renames(config, "timm"), checkpoint.weights_file, SCHEMES["timm"].title)
+    return tensors
+
+
+def check_save_id(checkpoint: Checkpoint, metadata: dict[str, str]) -> None:
+    """Raises `CheckpointError` when weights with this metadata and the config of a checkpoint are of different saves."""
     expected, found = checkpoint.config_data.get(SAVE_ID), metadata.get(SAVE_ID)
     if expected is not None and found is not None and found != expected:
         raise CheckpointError(
@@ -322,10 +331,6 @@ def load_tensors(checkpoint: Checkpoint, config: Any) -> dict[str, np.ndarray]:
             found=found,
             expected=expected,
         )
-    check_values(tensors, checkpoint.weights_file)
-    if checkpoint.is_timm:
-        tensors = to_ours(tensors, renames(config, "timm"), checkpoint.weights_file, SCHEMES["timm"].title)
-    return tensors
 
 
 # --------------------------------------------------------------------------------------------------
@@ -357,12 +362,7 @@ def save_checkpoint(
     """
     check_values(tensors, folder)
     data = {k: v for k, v in config.to_dict().items() if k not in (SAVE_ID, "_name_or_path")}
-    digest = hashlib.sha256(json_bytes(data))
-    for name in sorted(tensors):
-        array = tensors[name]
-        digest.update(f"{name} {array.dtype} {array.shape} ".encode())
-        digest.update(array.tobytes())
-    save_id = digest.hexdigest()[:32]
+    save_id = save_id_of(tensors, data)
     files = {
         hub.WEIGHT_FILES[0]: to_safetensors(tensors, {"format": "pt", SAVE_ID: save_id}),
         hub.CONFIG_FILE: json_bytes({**data, SAVE_ID: save_id}),
@@ -374,6 +374,23 @@ def save_checkpoint(
     _warn_about_leftovers(Path(folder), data, files)
     _mark_foreign_config(Path(folder) / hub.CONFIG_FILE)
     write_folder(folder, files)
+
+
+def save_id_of(tensors: dict[str, np.ndarray], config_data: dict[str, Any]) -> str:
+    """The id of a save: a hash of its weights and config, so equal input gives an equal id.
+
+    Args:
+        tensors: Weights by our names.
+        config_data: Content of `config.json`, with or without the id itself.
+    """
+    data = {k: v for k, v in config_data.items() if k != SAVE_ID}
+    data["id2label"] = {int(i): label for i, label in data["id2label"].items()}  # whose order decides the bytes
+    digest = hashlib.sha256(json_bytes(data))
+    for name in sorted(tensors):
+        array = tensors[name]
+        digest.update(f"{name} {array.dtype} {array.shape} ".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()[:32]
 
 
 def _warn_about_leftovers(folder: Path, data: dict[str, Any], files: dict[str, bytes]) -> None:

@@ -98,7 +98,11 @@ class SaveError(MobileViTHubError, OSError):
 
 
 class ExportError(MobileViTHubError, RuntimeError):
-    """A conversion or export failed, or failed its own check."""
+    """A conversion or export failed, or failed its own check; `report` is what the check found, if it ran."""
+
+    def __init__(self, message: str, *, report: Any = None, **details: Any) -> None:
+        super().__init__(message, **details)
+        self.report = report
 
 
 class MissingDependencyError(MobileViTHubError, ImportError):

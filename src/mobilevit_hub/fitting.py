@@ -107,7 +107,7 @@ def _does_not_fit(report: LoadReport, count: int, path: Any, model_name: str) ->
     if any(name.startswith(HEADS) for name in [*report.missing, *report.mismatched]):
         hint = " For a new classifier pass num_labels=."
     if len(report.missing) > 0.9 * count:
-        hint = f" Nearly nothing fits: wrong model family?{_guess_family(report.unexpected)}"
+        hint = f" Nearly nothing fits: wrong model family?{guess_family(report.unexpected)}"
     elif any(n.startswith("segmentation_head.") for n in report.unexpected):
         hint = " This looks like a segmentation checkpoint."
     return CheckpointError(
@@ -119,7 +119,7 @@ def _does_not_fit(report: LoadReport, count: int, path: Any, model_name: str) ->
     )
 
 
-def _guess_family(names: list[str]) -> str:
+def guess_family(names: list[str]) -> str:
     """What a file seems to be, from its tensor names."""
     signs = {
         "mobilevit.": "MobileViT version 1",

@@ -1,4 +1,4 @@
-"""What a training run leaves behind for people: card, learning curve, log; and pictures of predictions."""
+"""What a training run leaves behind for people: learning curve and log; and pictures of predictions."""
 
 from __future__ import annotations
 
@@ -97,68 +97,3 @@ def draw_predictions(photos: list[Any], results: list[dict[str, Any]], path: str
         for side in ("top", "right", "left"):
             axes.spines[side].set_visible(False)
     _save_figure(figure, path)
-
-
-def markdown_text(text: Any) -> str:
-    """Text that cannot break out of a Markdown table or start HTML."""
-    cleaned = "".join(c for c in str(text) if c.isprintable())
-    for character in "\\|`<>[]*_":
-        cleaned = cleaned.replace(character, "\\" + character)
-    return cleaned
-
-
-def training_card(log: dict[str, Any], config: Any) -> str:
-    """The model card of a trained checkpoint: data, recipe, command, time, machine, scores.
-
-    Args:
-        log: Content of `training_log.json`.
-        config: The network's config.
-    """
-    import yaml
-
-    interval = 196 * float(np.sqrt(max(log["top1"] * (1 - log["top1"]), 1e-12) / log["count"]))
-    task = {"type": "image-classification"}
-    scores = [
-        {"type": "accuracy", "name": name, "value": log[key]} for key, name in (("top1", "top-1"), ("top5", "top-5"))
-    ]
-    result = {"task": task, "dataset": {"name": log["data"], "type": log["data"]}, "metrics": scores}
-    header = {
-        "library_name": "mobilevit_hub",
-        "pipeline_tag": "image-classification",
-        "tags": ["mobilevit", "image-classification"],
-        "model-index": [{"name": f"{log['model']} on {log['data']}", "results": [result]}],
-    }
-    start = "random weights" if log["from_scratch"] else f"the checkpoint {markdown_text(log['model'])}"
-    recipe = "\n".join(f"| {markdown_text(k)} | {markdown_text(v)} |" for k, v in log["recipe"].items() if v != "")
-    shown = [markdown_text(label.split(",")[0]) for label in list(config.id2label.values())[:8]]
-    labels = ", ".join(shown) + (" …" if config.num_labels > 8 else "")
-    overrides = ", ".join(f"{k}={v}" for k, v in log["config"].items()) or "none"
-    command = f"Command:\n\n```\n{log['command'].replace('`', '')}\n```\n\n" if log["command"] else ""
-    return f"""---
-{yaml.safe_dump(header, sort_keys=False).strip()}
----
-
-# {markdown_text(log["model"])} trained on {markdown_text(log["data"])}
-
-| measure | value |
-|---|---|
-| top-1 | {100 * log["top1"]:.2f} % ± {interval:.2f} (95 % interval) |
-| top-5 | {100 * log["top5"]:.2f} % |
-| measured on | {log["count"]:,} validation photos |
-| classes | {config.num_labels}: {labels} |
-| trained on | {log["train_count"]:,} photos of {markdown_text(log["data"])}, {log["steps"]:,} steps |
-| started from | {start} |
-| time and machine | {log["seconds"] / 60:.0f} minutes on {markdown_text(log["machine"])} |
-| changed config fields | {markdown_text(overrides)} |
-
-{command}Preprocessing stands in `preprocessor_config.json`; pixels go in scaled to [0, 1], without mean and
-standard deviation.
-
-## Recipe
-
-| setting | value |
-|---|---|
-{recipe}
-
-![learning curve](learning_curve.png)
-"""

@@ -96,7 +96,7 @@ def image_processor(name: str | Path, **options: Any) -> MobileViTImageProcessor
     """
     preset = None if "/" in str(name) else find_preset(str(name))
     if preset is not None and not preset.folder:
-        return _processor_of_preset(preset)  # needs no network
+        return processor_of_preset(preset)  # needs no network
     return processor_of(find_checkpoint(name, **options))
 
 
@@ -104,19 +104,28 @@ def processor_of(checkpoint: Checkpoint) -> MobileViTImageProcessor:
     """The preprocessing of a checkpoint whose files are at hand."""
     preset = checkpoint.preset
     if preset is not None and not preset.folder:
-        return _processor_of_preset(preset)
+        return processor_of_preset(preset)
     if checkpoint.is_timm:
         return _processor_of_timm(checkpoint)
     if checkpoint.processor_data is not None:
         return processor_from_dict(
             checkpoint.processor_data, checkpoint.config_file.with_name("preprocessor_config.json")
         )
-    config = load_config(checkpoint)
+    return processor_of_config(load_config(checkpoint), checkpoint.name)
+
+
+def processor_of_config(config: Any, name: str) -> MobileViTImageProcessor:
+    """The preprocessing by Apple's rule for a version and image size, for weights that come without their own; warns.
+
+    Args:
+        config: Config of the network.
+        name: The checkpoint, for the warning.
+    """
     size = config.image_size if isinstance(config.image_size, int) else max(config.image_size)
     resize = evaluation_resize(size)
     order = "bgr" if config.model_type == "mobilevit" else "rgb"
     warnings.warn(
-        f"{checkpoint.name}: has no preprocessor_config.json; using Apple's rule for {config.model_type}: short side "
+        f"{name}: has no preprocessor_config.json; using Apple's rule for {config.model_type}: short side "
         f"{resize}, crop {size}, {order.upper()}.",
         MobileViTHubWarning,
         stacklevel=3,
@@ -124,7 +133,8 @@ def processor_of(checkpoint: Checkpoint) -> MobileViTImageProcessor:
     return processor_for(resize, size, "bilinear" if order == "bgr" else "bicubic", order)
 
 
-def _processor_of_preset(preset: Preset) -> MobileViTImageProcessor:
+def processor_of_preset(preset: Preset) -> MobileViTImageProcessor:
+    """The preprocessing that the record of a published checkpoint states."""
     return processor_for(
         preset.resize, preset.crop, preset.interpolation, preset.channel_order, keep_aspect=preset.keep_aspect
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from . import runtimes
+from .cards import training_card
 from .checkpoints import find_checkpoint, load_config
 from .configuration import CONFIG_CLASSES
 from .data import LabelledImages, open_images, open_split
@@ -23,7 +24,7 @@ from .image_processing import MobileViTImageProcessor, processor_for
 from .json_files import read_json
 from .presets import find_preset
 from .recipes import Recipe, get_recipe
-from .reports import draw_learning_curve, training_card, write_json
+from .reports import draw_learning_curve, write_json
 
 # Packages beside the framework's own that training needs, and the extra that has them.
 PACKAGES = {"pt": {"torch": "torch", "accelerate": "torch"}, "tf": {"keras": "tf", "tensorflow": "tf"}}

@@ -7,6 +7,7 @@ import difflib
 import inspect
 import math
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from transformers.modeling_outputs import BackboneOutput
 
 from ..architecture import STAGE_NAMES
 from ..checkpoints import (
-    CARD_FILE,
     check_version,
     head_changes,
     load_config,
@@ -29,8 +29,8 @@ from ..checkpoints import (
 )
 from ..configuration import config_from_dict
 from ..errors import ConfigError, InputError
-from ..hub import CONFIG_FILE, PROCESSOR_FILE, WEIGHT_FILES
 from ..fitting import fit_tensors
+from ..publishing import push
 
 
 class HubModel(PreTrainedModel):
@@ -225,18 +225,34 @@ class HubModel(PreTrainedModel):
         self.config.dtype = "float16" if any(t.dtype == np.float16 for t in tensors.values()) else "float32"
         save_checkpoint(save_directory, tensors, self.config, processor=processor, card=card)
         if push_to_hub:
-            from huggingface_hub import HfApi
+            _push(save_directory, options.pop("repo_id", None) or Path(save_directory).resolve().name, options)
 
-            hub = HfApi(token=options.get("token"))
-            repo_id = options.get("repo_id") or Path(save_directory).resolve().name
-            repo_id = hub.create_repo(repo_id, private=options.get("private"), exist_ok=True).repo_id
-            about = ("commit_message", "commit_description", "revision", "create_pr")
-            hub.upload_folder(
-                repo_id=repo_id,
-                folder_path=os.fspath(save_directory),
-                allow_patterns=[WEIGHT_FILES[0], CONFIG_FILE, PROCESSOR_FILE, CARD_FILE],
-                **{name: options[name] for name in about if name in options},
-            )
+    def push_to_hub(  # type: ignore[override]
+        self, repo_id: str, *, processor: Any = None, card: str | None = None, **options: Any
+    ) -> str:
+        """Uploads what `save_pretrained` writes, as one commit.
+
+        Args:
+            repo_id: `owner/repository`; made when it does not exist.
+            processor: Image processor to upload beside the weights.
+            card: Text of the model card; without one, a card that the repository has is kept.
+            options: `commit_message`, `commit_description`, `revision`, `create_pr`, `private` and `token`, as for
+                `publishing.push`. Others, which transformers' tools pass, have no effect.
+
+        Returns:
+            Address of the commit.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, processor=processor, card=card)
+            return _push(folder, repo_id, options)
+
+
+def _push(folder: str | os.PathLike, repo_id: str, options: dict[str, Any]) -> str:
+    """Uploads a folder; transformers' names of the options become ours."""
+    names = {"commit_message": "message", "commit_description": "description"}
+    names |= {name: name for name in ("revision", "create_pr", "private", "token")}
+    given = {ours: options[theirs] for theirs, ours in names.items() if options.get(theirs) is not None}
+    return push(os.fspath(folder), repo_id, **given)
 
 
 def _floating_type(dtype: torch.dtype | str | None) -> torch.dtype:

@@ -1,0 +1,216 @@
+"""Converts weights from any published source, checks the result, and writes it whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mobilevit_hub.cards import checkpoint_card, preset_metadata
+from mobilevit_hub.checkpoints import save_checkpoint
+from mobilevit_hub.errors import ExportError, InputError, require
+from mobilevit_hub.files import write_file, write_folder
+from mobilevit_hub.hub import WEIGHT_FILES
+from mobilevit_hub.names import COUNTER, SCHEMES, renames, to_theirs
+from mobilevit_hub.tensors import listed, read_tensors, to_safetensors
+
+from .keras_files import keras_bytes
+from .parity import ParityReport, compare
+from .sources import TITLES, Source, open_source
+
+TARGETS = ("folder", "cvnets", "timm", "keras")
+# What a file's ending says about the target; a name without one is a folder.
+_TARGET_OF_ENDING = {
+    ".pt": "cvnets", ".pth": "timm", ".bin": "timm", ".safetensors": "timm", ".keras": "keras", ".h5": "keras",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What became of a source."""
+
+    source: str
+    """As the user gave it."""
+    kind: str
+    """Whose names and layout it had."""
+    network: str
+    """Published checkpoint that it is, or the version."""
+    labels: int
+    tensors: int
+    """Number of tensors in the source."""
+    sha256: str
+    git_blob: str
+    output: str
+    target: str
+    notes: list[str] = field(default_factory=list)
+    """What was decided or left out, one line each."""
+    parity: ParityReport | None = None
+    """How the result compared; None when it was not verified."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        return {**vars(self), "parity": self.parity.to_dict() if self.parity else None}
+
+
+def convert(
+    source: str | Path,
+    output: str | os.PathLike,
+    *,
+    to: str | None = None,
+    verify: bool = True,
+    overwrite: bool = False,
+    **options: Any,
+) -> Conversion:
+    """Converts weights of any published kind and verifies the result before it gets its name.
+
+    Args:
+        source: A file (`.pt`, `.pth`, `.bin`, `.safetensors`, `.h5`, `.keras`), a folder, an alias, a Hub id, or an
+            https address of a file.
+        output: Folder or file to write.
+        to: `"folder"` (ours, which opens in both twins and in transformers), `"cvnets"` or `"timm"` (a file
+            with their names), or `"keras"` (a `.keras` or `.weights.h5` file). Default: by the ending of `output`:
+            `.pt` cvnets; `.safetensors`, `.bin`, `.pth` timm; `.keras`, `.weights.h5` Keras; else a folder.
+        verify: Whether to run the result in every library that is installed and compare; see `parity.compare`.
+            That every tensor goes back to its source to the bit is always checked.
+        overwrite: Whether an earlier output is replaced.
+        options: `model`, `labels`, `channel_order`, `sha256`, `progress` and where to look; see `open_source`.
+
+    Raises:
+        InputError: An argument is wrong, or the output exists.
+        SourceError: The source is not there, cannot be reached, or has another hash.
+        CheckpointError: The source is damaged, unsafe, no MobileViT, or not the one that was asked for.
+        ExportError: The result does not compute what the others compute; nothing was written.
+        SaveError: It could not be written; what was there before is kept.
+    """
+    output = Path(output)
+    target = _target(output, to)
+    if not overwrite and os.path.lexists(output) and not (output.is_dir() and not any(output.iterdir())):
+        raise InputError(
+            f"{str(output)!r} is there already; pass overwrite (--overwrite) to replace it.",
+            path=output,
+            field="output",
+        )
+    with open_source(source, **options) as opened, tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary, "checkpoint")
+        save_checkpoint(folder, opened.tensors, opened.config, processor=opened.processor, card=_card(opened))
+        _check_round_trip(opened, folder)
+        report = None
+        if verify:
+            report = compare(
+                folder,
+                source_tensors=opened.theirs if opened.scheme == "timm" else None,
+                progress=options.get("progress", False),
+            )
+            if not report.passed:
+                raise ExportError(
+                    f"{opened.name}: the result was not written, because it failed its check: {report.lines()[-1]}",
+                    path=opened.name,
+                    report=report,
+                )
+        if target == "folder":
+            write_folder(output, {file.name: file.read_bytes() for file in folder.iterdir()})
+        else:
+            content = _file_content(opened, folder, target, output)
+            _check_file(content, opened, folder, output)
+            write_file(output, content)
+        return Conversion(
+            source=opened.name,
+            kind=TITLES[opened.scheme],
+            network=opened.network,
+            labels=opened.config.num_labels if opened.head else 0,
+            tensors=len(opened.theirs),
+            sha256=opened.sha256,
+            git_blob=opened.git_blob,
+            output=str(output),
+            target=target,
+            notes=opened.notes,
+            parity=report,
+        )
+
+
+def _target(output: Path, to: str | None) -> str:
+    """The kind of output: as asked for, or as its ending says."""
+    by_ending = _TARGET_OF_ENDING.get(output.suffix)
+    target = to or by_ending or "folder"
+    if target not in TARGETS:
+        raise InputError(f"to is {to!r}; expected one of {', '.join(TARGETS)}.", field="to", found=to)
+    if target != "folder" and (by_ending is None or (target == "keras") != (by_ending == "keras")):
+        endings = {"keras": ".keras or .weights.h5"}.get(target, ".safetensors, .pt, .pth or .bin")
+        raise InputError(f"{output.name!r} is no name for a {target} file; it ends in {endings}.", field="output")
+    if output.suffix == ".h5" and not output.name.endswith(".weights.h5"):
+        raise InputError(f"{output.name!r}: Keras names such files NAME.weights.h5.", field="output")
+    return target
+
+
+def _card(source: Source) -> str:
+    """The model card: where the weights come from, under which licence, and their digests."""
+    facts = [
+        ("source", source.name),
+        ("kind", TITLES[source.scheme]),
+        ("sha256 of the source", source.sha256),
+        ("git blob id of the source", source.git_blob),
+        ("tensors in the source", len(source.theirs)),
+        *[("note", note) for note in source.notes],
+    ]
+    preset = source.preset
+    about: dict[str, Any] = {}
+    if preset is not None and source.config.num_labels == preset.num_labels and source.head:
+        about = preset_metadata(preset)
+        if not source.is_named:
+            del about["scores"]  # of the published file, which this one need not be
+    return checkpoint_card(source.config, name=source.network, facts=facts, processor=source.processor, **about)
+
+
+def _check_round_trip(source: Source, folder: Path) -> None:
+    """Raises unless the written weights are those of the source to the bit, under their names as well."""
+    written, _ = read_tensors(folder / WEIGHT_FILES[0])
+    if source.scheme in SCHEMES:
+        written = to_theirs(written, renames(source.config, source.scheme, source.head))
+        expected = source.theirs
+    else:
+        expected = source.tensors
+    _check_equal(written, expected, source.name)
+
+
+def _check_equal(written: dict[str, np.ndarray], expected: dict[str, np.ndarray], name: str) -> None:
+    """Raises unless tensors are equal to the bit; batch counters that a source lacked do not count."""
+    different = [
+        tensor_name
+        for tensor_name, tensor in expected.items()
+        if tensor_name not in written
+        or written[tensor_name].dtype != tensor.dtype
+        or written[tensor_name].tobytes() != tensor.tobytes()
+    ]
+    extra = [n for n in written.keys() - expected.keys() if not n.endswith(COUNTER)]
+    wrong = [*different, *extra]
+    if wrong:
+        raise ExportError(f"{name}: {len(wrong)} tensors do not come back to the bit: {listed(wrong)}.", path=name)
+
+
+def _file_content(source: Source, folder: Path, target: str, output: Path) -> bytes:
+    """The bytes of a file of another library."""
+    if target == "keras":
+        return keras_bytes(folder, ".keras" if output.suffix == ".keras" else ".weights.h5")
+    tensors = to_theirs(source.tensors, renames(source.config, target, source.head))
+    if output.suffix == ".safetensors":
+        return to_safetensors(tensors, {"format": "pt"})
+    require("torch", "torch", f"Writing {output.name}")
+    import torch
+
+    content = io.BytesIO()
+    torch.save({name: torch.from_numpy(np.ascontiguousarray(tensor)) for name, tensor in tensors.items()}, content)
+    return content.getvalue()
+
+
+def _check_file(content: bytes, source: Source, folder: Path, output: Path) -> None:
+    """Raises unless a file that is about to be written opens again as the same weights."""
+    with tempfile.TemporaryDirectory() as temporary:
+        file = Path(temporary, output.name)
+        file.write_bytes(content)
+        with open_source(file, model=folder) as again:
+            _check_equal(again.tensors, source.tensors, str(output))

@@ -1,0 +1,308 @@
+"""Opens weights from anywhere: found, hashed, recognised, checked, and brought under our names."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mobilevit_hub import hub
+from mobilevit_hub.checkpoints import Checkpoint, check_save_id, find_checkpoint, load_config
+from mobilevit_hub.config_fields import check_labels
+from mobilevit_hub.errors import CheckpointError, InputError, IntegrityError, NotFoundError
+from mobilevit_hub.files import sha256_of
+from mobilevit_hub.fitting import fit_tensors
+from mobilevit_hub.h5_files import read_h5
+from mobilevit_hub.names import COUNTER, SCHEMES, Head, renames, tensor_shapes, to_ours
+from mobilevit_hub.presets import Preset, check_name, find_preset, get_preset, imagenet_labels
+from mobilevit_hub.runtimes import processor_of, processor_of_config, processor_of_preset
+from mobilevit_hub.tensors import check_values, read_tensors
+
+from .download import download
+from .keras_files import read_keras
+from .recognition import Recognised, backbone_of, config_of, head_in, recognise, scheme_in, twins_of
+
+ENDINGS = (".pt", ".pth", ".bin", ".safetensors", ".h5", ".keras")
+TITLES = {
+    **{name: scheme.title for name, scheme in SCHEMES.items()},
+    "transformers": "transformers",
+    "tf_model.h5": "transformers 4 for TensorFlow",
+    "keras": "Keras",
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Weights from anywhere, under our names."""
+
+    name: str
+    """As the user gave it."""
+    file: Path
+    """The file that holds the weights."""
+    scheme: str
+    """Whose names and layout the file has: a key of `TITLES`."""
+    config: Any
+    processor: Any
+    tensors: dict[str, np.ndarray]
+    """By our names, in our layout."""
+    theirs: dict[str, np.ndarray]
+    """As the file has them."""
+    network: str
+    """The published checkpoint that it is, as far as can be told; the version, for a network of another size."""
+    head: Head | None
+    """`"classifier"`, or None for a network without one."""
+    preset: Preset | None
+    """The published checkpoint that it is, or whose preprocessing it takes."""
+    sha256: str
+    git_blob: str
+    """SHA-1 by which git knows the file; the Hub shows it for files that are not stored by hash."""
+    is_named: bool
+    """Whether it was asked for by the name of a published checkpoint."""
+    notes: list[str] = field(default_factory=list)
+    """What was decided or left out, one line each."""
+
+
+@contextmanager
+def open_source(
+    name: str | Path,
+    *,
+    model: str | Path | None = None,
+    labels: list[str] | None = None,
+    channel_order: str | None = None,
+    sha256: str | None = None,
+    progress: bool = False,
+    **places: Any,
+) -> Iterator[Source]:
+    """Opens weights of any published kind; what was downloaded from an address goes when the block ends.
+
+    Args:
+        name: A file (`.pt`, `.pth`, `.bin`, `.safetensors`, `.h5`, `.keras`), a folder, an alias, a Hub id, or an
+            https address of a file.
+        model: What it must be: an alias, or the folder or `config.json` that describes the network. Needed
+            for networks of other than the published sizes, and where published files differ in their
+            values only (256 or 384 pixels). Default: what names and shapes say.
+        labels: Names of the classes, in the order of the logits. Default: those of the checkpoint; of
+            ImageNet for 1000 classes.
+        channel_order: `"bgr"` or `"rgb"`, what the result takes. Default: that of the published file.
+        sha256: What the file must hash to.
+        progress: Whether a download shows a bar.
+        places: Options of `checkpoints.find_checkpoint`.
+
+    Raises:
+        InputError: An argument is wrong.
+        SourceError: It is not there, cannot be reached, or has another hash.
+        CheckpointError: It is damaged, unsafe, no MobileViT, or not the one that was asked for.
+    """
+    name = str(name)
+    with tempfile.TemporaryDirectory() as folder:
+        if "://" in name:
+            file, checkpoint = download(name, Path(folder), progress=progress), None
+        else:
+            file, checkpoint = _locate(name, places)
+        digests = file_digests(file, sha256)
+        yield _read(name, file, checkpoint, _asked_for(model), labels, channel_order, digests)
+
+
+def _locate(name: str, places: dict[str, Any]) -> tuple[Path, Checkpoint | None]:
+    """The file of the weights, and the checkpoint that it belongs to when there is a config."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        if path.name in (*hub.WEIGHT_FILES, hub.KERAS_FILE) and (path.parent / hub.CONFIG_FILE).is_file():
+            return path, replace(find_checkpoint(path.parent.resolve()), name=name, find_weights=lambda: path)
+        return path, None
+    if path.suffix in ENDINGS:
+        raise NotFoundError(f"There is no file {name!r}.", path=name)
+    preset = None if "/" in name else find_preset(name)
+    if preset is not None and preset.task == "image-classification" and preset.unavailable:
+        raise NotFoundError(
+            f"{preset.name!r} is in no Hub repository: download Apple's file {preset.apple_file}, and convert it with "
+            f"--model {preset.name}.",
+            path=name,
+        )
+    checkpoint = find_checkpoint(name, **places)
+    old = path / hub.KERAS_FILE
+    if path.is_dir() and old.is_file() and not any((path / file).is_file() for file in hub.WEIGHT_FILES):
+        return old, replace(checkpoint, find_weights=lambda: old)
+    return checkpoint.weights_file, checkpoint
+
+
+def file_digests(file: Path, expected: str | None = None) -> tuple[str, str]:
+    """SHA-256 and git blob id of a file.
+
+    Raises:
+        InputError: `expected` is no SHA-256.
+        IntegrityError: The file has another hash than `expected`.
+    """
+    if expected is not None:
+        expected = expected.strip().lower().removeprefix("sha256:")
+        if len(expected) != 64 or set(expected) - set("0123456789abcdef"):
+            raise InputError(f"sha256 is {expected!r}; expected 64 hexadecimal digits.", field="sha256", found=expected)
+    found = sha256_of(file)
+    if expected not in (None, found):
+        raise IntegrityError(
+            f"{file}: has the SHA-256 {found}, expected {expected}: it is another file, or was damaged on the way.",
+            path=file,
+            found=found,
+            expected=expected,
+        )
+    blob = hashlib.sha1(f"blob {file.stat().st_size}\0".encode(), usedforsecurity=False)
+    with open(file, "rb") as content:
+        while chunk := content.read(1 << 20):
+            blob.update(chunk)
+    return found, blob.hexdigest()
+
+
+def _asked_for(model: str | Path | None) -> Preset | Checkpoint | None:
+    """The record of an alias, or the checkpoint whose config describes a network."""
+    if model is None:
+        return None
+    path = Path(model).expanduser()
+    if path.name == hub.CONFIG_FILE and path.is_file():
+        path = path.parent
+    if path.is_dir():
+        return find_checkpoint(path.resolve())
+    check_name(str(model))
+    return get_preset(str(model))
+
+
+# --------------------------------------------------------------------------------------------------
+# Reading
+# --------------------------------------------------------------------------------------------------
+
+
+def _read(
+    name: str,
+    file: Path,
+    checkpoint: Checkpoint | None,
+    asked: Preset | Checkpoint | None,
+    labels: list[str] | None,
+    channel_order: str | None,
+    digests: tuple[str, str],
+) -> Source:
+    """Reads a file strictly, as the config beside it, the one asked for, or the recognised network wants it."""
+    notes: list[str] = []
+    described = asked if isinstance(asked, Checkpoint) else checkpoint
+    theirs, config, scheme = _tensors_of(file, checkpoint, load_config(described) if described is not None else None)
+    shapes = {tensor_name: tensor.shape for tensor_name, tensor in theirs.items()}
+    if config is None or isinstance(asked, Preset):
+        found = recognise(shapes, file)
+        _check_asked(asked, found, file)
+    else:
+        found = Recognised(
+            scheme_in(shapes), backbone_of(config) or config.model_type, head_in(shapes), config.num_labels
+        )
+    if found.head not in (None, "classifier"):
+        raise CheckpointError(f"{file}: holds a {found.title}; this release converts classifiers.", path=file)
+    preset = asked if isinstance(asked, Preset) else checkpoint.preset if checkpoint is not None else None
+    if config is None:
+        preset = preset or _published_as(name, get_preset(found.backbone), notes)
+        names = {"id2label": dict(enumerate(imagenet_labels()))} if found.num_labels == 1000 else {}
+        config = config_of(preset, **(names or {"num_labels": found.num_labels or preset.num_labels}))
+    _name_labels(config, labels)
+    if isinstance(asked, Preset) or (preset is not None and checkpoint is None):
+        processor = processor_of_preset(preset)
+    else:
+        processor = processor_of_config(config, name) if described is None else processor_of(described)
+    if channel_order is not None:
+        if channel_order not in ("bgr", "rgb"):
+            raise InputError(
+                f"channel_order is {channel_order!r}; expected 'bgr' or 'rgb'.",
+                field="channel_order",
+                found=channel_order,
+            )
+        processor.do_flip_channel_order = channel_order == "bgr"
+    tensors = _under_our_names(theirs, config, found, file, notes)
+    scheme = scheme or found.scheme
+    sha256, git_blob = digests
+    return Source(
+        name=name, file=file, scheme=scheme, config=config, processor=processor, tensors=tensors, theirs=theirs,
+        network=preset.name if preset is not None else found.backbone, head=found.head, preset=preset,
+        sha256=sha256, git_blob=git_blob,
+        is_named=checkpoint is not None and checkpoint.preset is not None, notes=notes,
+    )  # fmt: skip
+
+
+def _tensors_of(
+    file: Path, checkpoint: Checkpoint | None, config: Any
+) -> tuple[dict[str, np.ndarray], Any, str | None]:
+    """The tensors of a file; its config, when it holds one; and the scheme that its kind implies."""
+    scheme = None
+    if file.suffix == ".keras" or file.name.endswith(".weights.h5"):
+        tensors, config = read_keras(file, config)
+        scheme = "keras"
+    elif file.suffix == ".h5":
+        tensors, scheme = read_h5(file), "tf_model.h5"
+    else:
+        tensors, metadata = read_tensors(file)
+        if checkpoint is not None:
+            check_save_id(checkpoint, metadata)
+    check_values(tensors, file)
+    return tensors, config, scheme
+
+
+def _check_asked(asked: Preset | Checkpoint | None, found: Recognised, file: Path) -> None:
+    """Raises unless a file holds the network that was asked for."""
+    if isinstance(asked, Preset) and asked not in twins_of(get_preset(found.backbone)):
+        raise CheckpointError(
+            f"{file}: holds a {found.title}, but {asked.name!r} was asked for.",
+            path=file,
+            field="model",
+            found=found.backbone,
+            expected=asked.name,
+        )
+
+
+def _published_as(name: str, backbone: Preset, notes: list[str]) -> Preset:
+    """The published checkpoint that a file is, as far as its name tells those of equal shapes apart."""
+    rows = twins_of(backbone)
+    path = name.split("?")[0].replace("\\", "/")
+    for row in rows:
+        if row.apple_file and path.endswith("/" + row.apple_file):
+            return row
+    by_name = find_preset(path.rsplit("/", 1)[-1].rsplit(".", 1)[0])
+    if by_name in rows:
+        return by_name  # type: ignore[return-value]  # None is in no list of rows
+    if len(rows) > 1:
+        others = ", ".join(row.name for row in rows[1:])
+        notes.append(
+            f"taken for {rows[0].name} ({rows[0].resolution} px); files of {others} have the same shapes: for one of "
+            "these pass --model"
+        )
+    return rows[0]
+
+
+def _name_labels(config: Any, labels: list[str] | None) -> None:
+    if labels is None:
+        return
+    if len(labels) != config.num_labels:
+        raise InputError(
+            f"{len(labels)} labels were given, but the classifier has {config.num_labels} rows.",
+            field="labels",
+            found=len(labels),
+            expected=config.num_labels,
+        )
+    config.id2label = check_labels(dict(enumerate(labels)))
+    config.label2id = {label: i for i, label in config.id2label.items()}
+
+
+def _under_our_names(
+    theirs: dict[str, np.ndarray], config: Any, found: Recognised, file: Path, notes: list[str]
+) -> dict[str, np.ndarray]:
+    """All tensors of the network by our names; batch counters that a file lacks are 0."""
+    wanted = tensor_shapes(config, found.head)
+    if found.scheme in SCHEMES:
+        tensors = to_ours(theirs, renames(config, found.scheme, found.head), file, TITLES[found.scheme])
+    else:
+        name = f"the {config.model_type} network that was recognised or described"
+        tensors, _ = fit_tensors(theirs, wanted, path=file, model_name=name, prefix=config.model_type)
+    counters = [name for name in wanted if name.endswith(COUNTER) and name not in tensors]
+    if counters:
+        notes.append(f"{len(counters)} batch counters, which the file lacks and which have no effect, are 0")
+        tensors |= {name: np.zeros((), np.int64) for name in counters}
+    return tensors

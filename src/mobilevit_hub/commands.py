@@ -1,0 +1,348 @@
+"""What each verb of `mobilevit-hub` does: it calls a public function and prints the result."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from .errors import ConfigError, ExportError, InputError
+
+
+def plain_text(text: str) -> str:
+    """Text without control characters, so that no file name can steer the terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def _hub_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(arguments, name) for name in ("revision", "cache_dir", "local_files_only")}
+
+
+def _print_table(rows: list[list[str]]) -> None:
+    """Prints rows in aligned columns; the first row is the head."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+# --------------------------------------------------------------------------------------------------
+# Verbs
+# --------------------------------------------------------------------------------------------------
+
+
+def list_command(arguments: argparse.Namespace) -> int:
+    """Prints the presets table."""
+    from .presets import list_presets
+
+    presets = list_presets(arguments.task)
+    if arguments.json:
+        print(json.dumps([_preset_record(p) for p in presets], indent=2))
+        return 0
+    head = ["name", "task", "data", "params", "MACs", "score", "pixels", "loads"]
+    rows = [
+        [
+            p.name,
+            p.task,
+            p.dataset,
+            f"{p.params / 1e6:.2f} M",
+            f"{p.macs / 1e9:.2f} G" if p.macs else "–",
+            f"{p.score:.1f} {p.metric}" if p.score is not None else "–",
+            str(p.resolution),
+            "yes" if p.loadable else "no file" if p.task == "image-classification" else "not yet",
+        ]
+        for p in presets
+    ]
+    _print_table([head, *rows])
+    return 0
+
+
+def _preset_record(preset: Any) -> dict[str, Any]:
+    names = [f.name for f in fields(preset)] + ["resolution", "hub_id", "hub_format", "unavailable"]
+    return {name: getattr(preset, name) for name in names}
+
+
+def info_command(arguments: argparse.Namespace) -> int:
+    """Prints the record of a checkpoint and what its files say, as far as they are here or asked for."""
+    from .presets import find_preset, get_preset
+
+    name = arguments.name
+    preset = find_preset(name)
+    is_folder = preset is None and Path(name).expanduser().is_dir()
+    if preset is None and not is_folder and "/" not in name:
+        get_preset(name)  # raises, with the nearest names
+    record: dict[str, Any] = {"name": name} if preset is None else _preset_record(preset)
+    if preset is not None and "/" in name:
+        own = "config.json" if name.lower().startswith("timm/") else "preprocessor_config.json"
+        record["note"] = (
+            f"loading {name!r} prepares images as the repository's own {own} says; loading {preset.name!r}, as this "
+            "record says"
+        )
+    if arguments.download or is_folder or preset is None or preset.folder:
+        from .checkpoints import find_checkpoint, load_config
+        from .files import sha256_of
+        from .runtimes import processor_of
+
+        checkpoint = find_checkpoint(name, **_hub_options(arguments))
+        config, processor = load_config(checkpoint), processor_of(checkpoint)
+        record["files"] = {
+            "labels": config.num_labels,
+            **{name: _setting(processor, name) for name in ("size", "crop_size", "interpolation", "channel_order")},
+        }
+        if arguments.download or is_folder or preset is not None:  # else the weights would have to be fetched
+            weights = checkpoint.weights_file
+            record["files"] = {"weights": str(weights), "sha256": sha256_of(weights), **record["files"]}
+        record["differences"] = [] if preset is None else _differences(preset, checkpoint, processor)
+    if arguments.framework:
+        from .runtimes import from_pretrained, parameter_count
+
+        network = from_pretrained(name, framework=arguments.framework, **_hub_options(arguments))
+        record["model"] = {"class": type(network).__name__, "params": parameter_count(network)}
+    if arguments.json:
+        print(json.dumps(record, indent=2))
+        return 0
+    rows = []
+    for key, value in record.items():
+        if isinstance(value, dict):
+            rows += [[f"{key}.{k}", str(v)] for k, v in value.items()]
+        elif value not in (None, []):
+            rows.append([key, "; ".join(value) if isinstance(value, list) else str(value)])
+    width = max(len(key) for key, _ in rows)
+    for key, value in rows:
+        print(f"{key.ljust(width)}  {plain_text(value)}")
+    return 0
+
+
+def _differences(preset: Any, checkpoint: Any, used: Any) -> list[str]:
+    """Where a checkpoint's own preprocessing file contradicts our record of it, and which of the two is used."""
+    from .image_processing import processor_for, processor_from_dict
+
+    if checkpoint.processor_data is None:
+        return []
+    own = processor_from_dict(checkpoint.processor_data, "preprocessor_config.json")
+    record = processor_for(
+        preset.resize, preset.crop, preset.interpolation, preset.channel_order, keep_aspect=preset.keep_aspect
+    )
+    names = ("size", "crop_size", "interpolation", "channel_order")
+    values = [(name, *(_setting(processor, name) for processor in (own, record, used))) for name in names]
+    return [
+        f"{name}: the file says {of_file}, our record {of_record}; {of_used} is used"
+        for name, of_file, of_record, of_used in values
+        if of_file != of_record
+    ]
+
+
+def _setting(processor: Any, name: str) -> Any:
+    """One value of a processor as JSON can hold it; sizes without their empty fields."""
+    value = getattr(processor, name)
+    return value if isinstance(value, str) else {k: v for k, v in dict(value).items() if v is not None}
+
+
+def predict_command(arguments: argparse.Namespace) -> int:
+    """Classifies files, folders and standard input."""
+    from .presets import check_name
+
+    check_name(arguments.model)
+    from .images import count_frames
+    from .runtimes import Classifier
+
+    sources = list(_image_sources(arguments.images))
+    classifier = Classifier(arguments.model, runtime=arguments.framework, **_hub_options(arguments))
+    from tqdm import tqdm
+
+    show_bar = len(sources) > 1 and _shows_progress(arguments)
+    results, failed = [], 0
+    for path, source in tqdm(sources, unit="photo", disable=not show_bar, leave=False):
+        result = next(iter(classifier.predict([source], top_k=arguments.top))) | {"path": path}
+        results.append(result)
+        if "error" in result:
+            failed += 1
+            tqdm.write(f"mobilevit-hub: error: {plain_text(' '.join(result['error'].split()))}", file=sys.stderr)
+            if arguments.strict:
+                break
+            continue
+        if (frames := count_frames(source)) > 1:
+            tqdm.write(f"mobilevit-hub: note: {plain_text(path)}: first of {frames} frames", file=sys.stderr)
+        if not arguments.json:
+            tqdm.write(_prediction_lines(result), file=sys.stdout)
+    if arguments.json:
+        print(json.dumps(results, indent=2))
+    if failed and len(sources) > 1:
+        print(f"mobilevit-hub: {failed} of {len(sources)} images failed", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _prediction_lines(result: dict[str, Any]) -> str:
+    lines = [f"{plain_text(result['path'])}  ({result['ms']:.0f} ms)"]
+    lines += [f"  {100 * p['score']:5.1f} %  {plain_text(p['label'])}" for p in result["predictions"]]
+    return "\n".join(lines)
+
+
+def _image_sources(names: list[str]) -> Iterator[tuple[str, Any]]:
+    """Pairs of a name and what `load_image` takes; folders are searched for image files."""
+    from .images import image_files
+
+    for name in names:
+        path = Path(name)
+        if name == "-":
+            yield "-", sys.stdin.buffer.read()
+        elif path.is_dir():
+            found = image_files(path)
+            if not found:
+                raise InputError(f"Folder {name!r} holds no image files.", path=name, field="images")
+            yield from ((str(p), p) for p in found)
+        else:
+            yield name, path
+
+
+def convert_command(arguments: argparse.Namespace) -> int:
+    """Converts weights."""
+    from .presets import check_name
+
+    if "://" not in arguments.source and "." not in arguments.source:
+        check_name(arguments.source)
+    labels = None if arguments.labels is None else _lines_of(arguments.labels)
+    from .conversion import convert
+
+    try:
+        conversion = convert(
+            arguments.source,
+            arguments.output,
+            to=arguments.to,
+            model=arguments.model,
+            labels=labels,
+            channel_order=arguments.channel_order,
+            sha256=arguments.sha256,
+            verify=not arguments.no_verify,
+            overwrite=arguments.overwrite,
+            progress=_shows_progress(arguments),
+            **_hub_options(arguments),
+        )
+    except ExportError as error:
+        if error.report is not None and not arguments.json:
+            print("\n".join(map(plain_text, error.report.lines())))
+        raise
+    if arguments.json:
+        print(json.dumps(conversion.to_dict(), indent=2))
+        return 0
+    rows = [
+        ["source", f"{conversion.source} ({conversion.kind}, {conversion.tensors} tensors)"],
+        ["sha256", conversion.sha256],
+        ["git blob", conversion.git_blob],
+        ["network", f"{conversion.network}, {conversion.labels} labels" if conversion.labels else conversion.network],
+        *[["note", note] for note in conversion.notes],
+    ]
+    for key, value in rows:
+        print(f"{key:8}  {plain_text(value)}")
+    if conversion.parity is None:
+        print("not checked: what the result computes (--no-verify); its tensors equal the source's to the bit")
+    else:
+        print("\n".join(map(plain_text, conversion.parity.lines())))
+    print(f"wrote {plain_text(conversion.output)}")
+    return 0
+
+
+def _lines_of(path: str) -> list[str]:
+    """The lines of a text file, without an empty one at the end."""
+    try:
+        return Path(path).read_text("utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is no UTF-8 text"
+        raise InputError(f"--labels {path!r}: {reason}.", path=path, field="labels") from error
+
+
+def _shows_progress(arguments: argparse.Namespace) -> bool:
+    return not arguments.quiet and sys.stderr.isatty()
+
+
+def verify_command(arguments: argparse.Namespace) -> int:
+    """Checks a checkpoint again."""
+    from .presets import check_name
+
+    check_name(arguments.name)
+    from .conversion import verify
+
+    found = verify(
+        arguments.name, sha256=arguments.sha256, progress=_shows_progress(arguments), **_hub_options(arguments)
+    )
+    if arguments.json:
+        print(json.dumps(found.to_dict(), indent=2))
+    else:
+        rows = [["weights", found.weights], ["sha256", found.sha256], ["git blob", found.git_blob]]
+        rows += [["hash", text] for text in found.hashes or ["no other hash of it is known"]]
+        for key, value in rows:
+            print(f"{key:8}  {plain_text(value)}")
+        print("\n".join(map(plain_text, found.parity.lines())))
+    return 0 if found.passed else 1
+
+
+def push_command(arguments: argparse.Namespace) -> int:
+    """Publishes a folder."""
+    from .publishing import push
+
+    message = {} if arguments.message is None else {"message": arguments.message}
+    address = push(
+        arguments.folder,
+        arguments.repository,
+        private=arguments.private or None,
+        revision=arguments.revision,
+        create_pr=arguments.create_pr,
+        **message,
+    )
+    print(json.dumps({"commit": address}) if arguments.json else address)
+    return 0
+
+
+def _launcher() -> list[str]:
+    """How this process was started, for the record."""
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes == "1":
+        return ["mobilevit-hub"]
+    return ["torchrun", "--nproc_per_node", processes, "-m", "mobilevit_hub.cli"]
+
+
+def train_command(arguments: argparse.Namespace) -> int:
+    """Trains a classifier."""
+    import shlex
+
+    from .presets import check_name
+    from .recipes import Recipe, get_recipe
+
+    check_name(arguments.model)
+    changes = {f.name: getattr(arguments, f.name) for f in fields(Recipe) if getattr(arguments, f.name) is not None}
+    try:
+        recipe = get_recipe(arguments.recipe, **changes)
+    except ConfigError as error:  # here the recipe is what was typed
+        raise InputError(error.message, field=error.field, found=error.found) from error
+    from .training import is_main_process, train  # not before: it imports transformers
+
+    config = {"output_stride": arguments.output_stride} if arguments.output_stride else {}
+    log = train(
+        arguments.data,
+        arguments.output,
+        model=arguments.model,
+        framework=arguments.framework,
+        from_scratch=arguments.from_scratch,
+        recipe=recipe,
+        validation=arguments.validation,
+        config=config,
+        resume=arguments.resume,
+        workers=arguments.workers,
+        save_steps=arguments.save_steps,
+        progress=not arguments.quiet,
+        command=shlex.join([*_launcher(), *sys.argv[1:]]),
+    )
+    if not is_main_process(arguments.framework):
+        return 0
+    if arguments.json:
+        print(json.dumps({k: v for k, v in log.items() if k != "history"}, indent=2))
+    else:
+        print(
+            f"{arguments.output}: top-1 {100 * log['top1']:.2f} %, top-5 {100 * log['top5']:.2f} % "
+            f"on {log['count']:,} photos, {log['seconds']:,} s"
+        )
+    return 0
