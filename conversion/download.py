@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import re
 import ssl
@@ -36,7 +35,7 @@ MAX_NAME_LENGTH = 100
 _REDIRECTS = (301, 302, 303, 307, 308)
 
 
-def download(url: str, folder: str | Path, *, sha256: str | None = None, progress: bool = False) -> Path:
+def download(url: str, folder: str | Path, *, progress: bool = False) -> Path:
     """Fetches one file into a folder, where it appears whole or not at all.
 
     The address is opened wherever it leads, also within the local network. That is right for a command whose
@@ -48,57 +47,37 @@ def download(url: str, folder: str | Path, *, sha256: str | None = None, progres
             each to https again.
         folder: An existing folder. The file keeps its name in the address, with other characters than letters,
             digits, `.`, `_` and `-` replaced; a file of that name is replaced.
-        sha256: The hash that the file must have, 64 hexadecimal digits; `None`: not compared.
         progress: Whether a bar is shown on stderr.
 
     Returns:
         The path of the file.
 
     Raises:
-        InputError: The address or the hash cannot be used.
+        InputError: The address cannot be used.
         AccessError: The server refused access.
         NotFoundError: The server has no such file.
         OfflineError: The server cannot be reached.
-        IntegrityError: Fewer bytes came than stated, or they have another hash.
+        IntegrityError: Fewer bytes came than stated.
         SourceError: Any other failure of the server or the connection, an untrusted certificate, a file above
             the limit.
         SaveError: The file could not be written.
     """
-    wanted = _checked_hash(sha256)
     if problem := _problem(url) if isinstance(url, str) else f"expected text, found {type(url).__name__}":
         raise InputError(f"The address cannot be used: {problem}; give https://HOST/PATH/FILE.", field="url")
     name = _file_name(url)
     target = Path(folder) / name
-    digest = hashlib.sha256()
     try:
         with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=folder) as staging:
             staged = Path(staging) / name
             with open(staged, "wb") as file:
                 for chunk in _chunks(url, name, progress):
-                    digest.update(chunk)
                     file.write(chunk)
-            if wanted and digest.hexdigest() != wanted:
-                raise IntegrityError(
-                    f"{_shown(url)} has the SHA-256 {digest.hexdigest()}, expected {wanted}; it was not kept.",
-                    path=_shown(url),
-                    field="sha256",
-                    found=digest.hexdigest(),
-                    expected=wanted,
-                )
             staged.replace(target)
     except MobileViTHubError:
         raise
     except OSError as error:
         raise SaveError(f"Cannot save {str(target)!r}: {error.strerror or error}.", path=target) from error
     return target
-
-
-def _checked_hash(sha256: Any) -> str | None:
-    if sha256 is None:
-        return None
-    if not isinstance(sha256, str) or not re.fullmatch("[0-9a-fA-F]{64}", sha256):
-        raise InputError(f"sha256 is {sha256!r}; expected 64 hexadecimal digits.", field="sha256", found=sha256)
-    return sha256.lower()
 
 
 def _problem(url: str) -> str:
@@ -114,13 +93,13 @@ def _problem(url: str) -> str:
     if "@" in parts.netloc:
         return "it has a user name or password in it, which is not accepted"
     if parts.scheme != "https":
-        return f"{_shown(url)!r} begins with {parts.scheme!r}, and only https is accepted"
+        return f"{without_query(url)!r} begins with {parts.scheme!r}, and only https is accepted"
     if not parts.hostname:
-        return f"{_shown(url)!r} names no host"
+        return f"{without_query(url)!r} names no host"
     return ""
 
 
-def _shown(url: str) -> str:
+def without_query(url: str) -> str:
     """An address without its query, which may hold a token."""
     return urlsplit(url)._replace(query="", fragment="").geturl()
 
@@ -131,10 +110,10 @@ def _file_name(url: str) -> str:
     name = re.sub("[^A-Za-z0-9._-]", "_", last)[-MAX_NAME_LENGTH:].lstrip(".")
     if not Path(name).suffix:
         raise InputError(
-            f"The address {_shown(url)!r} names no file with an ending, which tells the kind of weights; expected one "
-            "such as .pt, .bin, .safetensors, .h5 or .keras.",
+            f"The address {without_query(url)!r} names no file with an ending, which tells the kind of weights; expected "
+            "one such as .pt, .bin, .safetensors, .h5 or .keras.",
             field="url",
-            found=_shown(url),
+            found=without_query(url),
         )
     return name
 
@@ -154,7 +133,7 @@ def _chunks(url: str, name: str, progress: bool) -> Iterator[bytes]:
     """The content behind an address, checked against the limit and against what the server states."""
     from tqdm import tqdm
 
-    shown, received = _shown(url), 0
+    shown, received = without_query(url), 0
     with _open(url) as response:
         stated = response.length
         if stated is not None and stated > MAX_BYTES:
@@ -189,7 +168,7 @@ def _open(url: str) -> http.client.HTTPResponse:
     opener = OpenerDirector()
     for handler in (ProxyHandler(), _Handler()):
         opener.add_handler(handler)
-    asked = url
+    shown = without_query(url)
     for _ in range(MAX_REDIRECTS + 1):
         response = _ask(opener, url)
         if response.status not in _REDIRECTS:
@@ -197,20 +176,18 @@ def _open(url: str) -> http.client.HTTPResponse:
         response.close()
         url = urljoin(url, response.headers.get("Location", ""))
         if problem := _problem(url):
-            raise SourceError(
-                f"{_shown(asked)} redirects to an address that cannot be used: {problem}.", path=_shown(asked)
-            )
+            raise SourceError(f"{shown} redirects to an address that cannot be used: {problem}.", path=shown)
     else:
-        raise SourceError(f"{_shown(asked)} redirects more than {MAX_REDIRECTS} times.", path=_shown(asked))
+        raise SourceError(f"{shown} redirects more than {MAX_REDIRECTS} times.", path=shown)
     if response.status == 200:
         return response
     response.close()
-    raise _bad_status(_shown(asked), response.status)
+    raise _bad_status(shown, response.status)
 
 
 def _ask(opener: OpenerDirector, url: str) -> http.client.HTTPResponse:
     """One request, with every failure explained."""
-    host, shown = urlsplit(url).hostname, _shown(url)
+    host, shown = urlsplit(url).hostname, without_query(url)
     request = Request(url, headers={"User-Agent": f"mobilevit_hub/{__version__}"})  # noqa: S310 - checked to be https
     try:
         return opener.open(request, timeout=CONNECT_SECONDS)  # type: ignore[return-value]

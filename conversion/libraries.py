@@ -1,21 +1,11 @@
-"""One checkpoint in one library: our PyTorch and Keras twins, stock transformers and timm, behind one function.
-
-`run_in_processes` gives each framework a process of its own, one after the other: memory is that of the larger and
-not the sum, and nothing that a library prints reaches the terminal. Such a process runs this module.
-"""
+"""One checkpoint in one library: our PyTorch and Keras twins, stock transformers and timm, behind one function."""
 
 from __future__ import annotations
 
 import math
 import os
-import signal
-import subprocess
-import sys
-import tempfile
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import fields
-from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,13 +14,11 @@ import numpy as np
 
 from mobilevit_hub.architecture import STAGE_NAMES
 from mobilevit_hub.checkpoints import open_checkpoint
-from mobilevit_hub.errors import ExportError, MissingDependencyError
+from mobilevit_hub.errors import MissingDependencyError
 from mobilevit_hub.fitting import fit_tensors
-from mobilevit_hub.hub import WEIGHT_FILES
 from mobilevit_hub.names import renames, to_theirs
 from mobilevit_hub.presets import list_presets
 from mobilevit_hub.runtimes import model_class
-from mobilevit_hub.tensors import read_tensors, to_safetensors
 
 LIBRARIES = ("PyTorch", "Keras", "transformers", "timm")
 """Our two twins, and two independent implementations."""
@@ -39,8 +27,6 @@ SIZES = ((128, 128), (104, 136))
 LOGITS = "logits"
 Maps = dict[str, np.ndarray]
 """What one library computed: `"128×128 stage3"` → `(B, C, h, w)`, `"128×128 logits"` → `(B, num_labels)`."""
-_PROCESSES = (("PyTorch", "transformers", "timm"), ("Keras",))
-_SOURCE_FILE = "source.safetensors"
 _WITHOUT_EFFECT = {"image_size", "initializer_range", "num_labels", "id2label", "problem_type", "dtype", "odd_map",
                    "output_hidden_states", "return_dict", "aspp_out_channels", "atrous_rates",
                    "semantic_loss_ignore_index"}  # fmt: skip
@@ -152,8 +138,18 @@ def _setting(config: Any, name: str) -> Any:
 # --------------------------------------------------------------------------------------------------
 
 
-def _outputs_of(library: str, folder: Path, source_tensors: dict[str, np.ndarray] | None) -> Maps:
-    """What a library computes from a checkpoint at all sizes at which it is to be compared."""
+def run_library(library: str, folder: Path, source_tensors: dict[str, np.ndarray] | None) -> Maps:
+    """What a library computes from a checkpoint at all sizes at which it is to be compared.
+
+    Args:
+        library: One of `LIBRARIES`.
+        folder: The checkpoint.
+        source_tensors: Tensors under timm's names, which timm runs; None: those of the checkpoint.
+
+    Raises:
+        MissingDependencyError: The library cannot be imported.
+        Exception: Whatever a library raises on a checkpoint that it cannot use.
+    """
     _, config, tensors = open_checkpoint(folder)
     task = "image-classification" if "classifier.weight" in tensors else "backbone"
     if library == "Keras":
@@ -264,125 +260,3 @@ def _watch(network: Any) -> Run:
         return dict(maps)
 
     return run
-
-
-# --------------------------------------------------------------------------------------------------
-# All libraries, here or in processes of their own
-# --------------------------------------------------------------------------------------------------
-
-
-def run_here(
-    libraries: list[str], folder: Path, source_tensors: dict[str, np.ndarray] | None, progress: bool
-) -> dict[str, Maps | Exception]:
-    """What each library computes, or why it does not.
-
-    Args:
-        libraries: Some of `LIBRARIES`.
-        folder: A checkpoint.
-        source_tensors: Tensors under timm's names for timm; None: those of the checkpoint.
-        progress: Show a progress bar.
-    """
-    outputs: dict[str, Maps | Exception] = {}
-    for library in _bar(libraries, progress):
-        try:
-            outputs[library] = _outputs_of(library, folder, source_tensors)
-        except Exception as error:  # whatever a foreign library raises on a file that it cannot use
-            outputs[library] = error
-    return outputs
-
-
-def run_in_processes(
-    libraries: list[str], folder: Path, source_tensors: dict[str, np.ndarray] | None, progress: bool
-) -> dict[str, Maps | Exception]:
-    """As `run_here`, in one process for PyTorch, transformers and timm and then one for Keras."""
-    endings: dict[str, str] = {}
-    with tempfile.TemporaryDirectory() as name:
-        workplace = Path(name)
-        if source_tensors is not None and "timm" in libraries:
-            (workplace / _SOURCE_FILE).write_bytes(to_safetensors(source_tensors, {}))
-        groups = [[library for library in group if library in libraries] for group in _PROCESSES]
-        for group in _bar([group for group in groups if group], progress):
-            endings |= dict.fromkeys(group, _run_process(group, folder, workplace))
-        return {library: _result(workplace, library, endings[library]) for library in libraries}
-
-
-def _bar(items: list[Any], progress: bool) -> Iterator[Any]:
-    from tqdm import tqdm
-
-    return iter(tqdm(items, desc="verifying", disable=not progress, leave=False))
-
-
-def _result(workplace: Path, library: str, ending: str) -> Maps | Exception:
-    """What a process has written for one of its libraries."""
-    maps, failure = workplace / f"{library}.safetensors", workplace / f"{library}.txt"
-    if maps.is_file():
-        return read_tensors(maps)[0]
-    kind, _, text = failure.read_text("utf-8").partition(": ") if failure.is_file() else ("", "", ending)
-    return MissingDependencyError(text) if kind == MissingDependencyError.__name__ else ExportError(text)
-
-
-def _run_process(libraries: list[str], folder: Path, workplace: Path) -> str:
-    """Runs libraries in a process, which writes into `workplace`; returns how it ended."""
-    log = workplace / "log"
-    # -P: what lies in the folder in which the user works is not imported.
-    command = [sys.executable, "-P", "-m", __spec__.name, str(folder), str(workplace), *libraries]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-        "CUDA_VISIBLE_DEVICES": "-1",  # where float32 products are rounded more than the tolerances allow
-    }
-    with (
-        open(log, "wb") as output,
-        subprocess.Popen(  # noqa: S603 - this interpreter and this module
-            command, env=environment, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT
-        ) as process,
-    ):
-        try:
-            status = process.wait()
-        finally:
-            process.kill()  # which only matters when the wait was interrupted
-    last = (log.read_text("utf-8", "replace").strip().splitlines() or ["it printed nothing"])[-1]
-    if status < 0:
-        return f"its process was ended by {signal.Signals(-status).name}: {last}"
-    return f"its process ended with status {status}: {last}"
-
-
-class _WithoutTorch(PathFinder):
-    """Finds every module but PyTorch."""
-
-    @classmethod
-    def find_spec(cls, name: str, path: Any = None, target: Any = None) -> Any:
-        return None if name.partition(".")[0] == "torch" else super().find_spec(name, path, target)
-
-
-def _hide_torch(folder: Path) -> None:
-    """Spares the Keras process PyTorch, which transformers would load for nothing: 300 MB, and seconds."""
-    import keras
-
-    pickled = not (folder / WEIGHT_FILES[0]).is_file()  # which PyTorch reads
-    if keras.backend.backend() == "tensorflow" and "torch" not in sys.modules and not pickled:
-        sys.meta_path[:] = [_WithoutTorch if finder is PathFinder else finder for finder in sys.meta_path]
-
-
-def _end_with_parent() -> None:
-    os.read(0, 1)  # returns when the parent, which never writes, has ended in whatever way
-    os._exit(1)
-
-
-def _main(folder: Path, workplace: Path, libraries: list[str]) -> None:
-    """Runs libraries and writes for each its maps, or a text with the error."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    source = workplace / _SOURCE_FILE
-    for library in libraries:
-        try:
-            if library == "Keras":
-                _hide_torch(folder)
-            source_tensors = read_tensors(source)[0] if library == "timm" and source.is_file() else None
-            maps = _outputs_of(library, folder, source_tensors)
-            (workplace / f"{library}.safetensors").write_bytes(to_safetensors(maps, {}))
-        except Exception as error:  # as in run_here
-            (workplace / f"{library}.txt").write_text(f"{type(error).__name__}: {error}", "utf-8")
-
-
-if __name__ == "__main__":
-    _main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

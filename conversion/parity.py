@@ -22,10 +22,10 @@ from .libraries import (
     differs_by_design,
     inexpressible,
     not_installed,
-    run_here,
-    run_in_processes,
+    run_library,
     size_name,
 )
+from .processes import run_in_processes
 
 TOLERANCES = {**dict.fromkeys(STAGE_NAMES, 2e-4), LOGITS: 1e-4}
 """Largest difference allowed at each place; float32 rounding alone makes up to 4e-5."""
@@ -174,10 +174,25 @@ def compare(
         else:
             libraries.append(library)
     del tensors  # before the processes that need memory start
-    run = run_in_processes if own_processes else run_here
+    run = run_in_processes if own_processes else _run_here
     _judge(report, config, run(libraries, folder, source_tensors, progress))
     report.seconds = time.perf_counter() - started
     return report
+
+
+def _run_here(
+    libraries: list[str], folder: Path, source_tensors: dict[str, np.ndarray] | None, progress: bool
+) -> dict[str, Maps | Exception]:
+    """As `run_in_processes`, without them."""
+    from tqdm import tqdm
+
+    outputs: dict[str, Maps | Exception] = {}
+    for library in tqdm(libraries, desc="verifying", disable=not progress, leave=False):
+        try:
+            outputs[library] = run_library(library, folder, source_tensors)
+        except Exception as error:  # whatever a foreign library raises on a file that it cannot use
+            outputs[library] = error
+    return outputs
 
 
 def _judge(report: ParityReport, config: Any, outputs: dict[str, Maps | Exception]) -> None:

@@ -24,7 +24,7 @@ from mobilevit_hub.presets import Preset, check_name, find_preset, get_preset, i
 from mobilevit_hub.runtimes import processor_of, processor_of_config, processor_of_preset
 from mobilevit_hub.tensors import check_values, read_tensors
 
-from .download import download
+from .download import download, without_query
 from .keras_files import read_keras
 from .recognition import Recognised, backbone_of, config_of, head_in, recognise, scheme_in, twins_of
 
@@ -103,6 +103,7 @@ def open_source(
     with tempfile.TemporaryDirectory() as folder:
         if "://" in name:
             file, checkpoint = download(name, Path(folder), progress=progress), None
+            name = without_query(name)  # which may hold a token
         else:
             file, checkpoint = _locate(name, places)
         digests = file_digests(file, sha256)
@@ -202,10 +203,11 @@ def _read(
     preset = asked if isinstance(asked, Preset) else checkpoint.preset if checkpoint is not None else None
     if config is None:
         preset = preset or _published_as(name, get_preset(found.backbone), notes)
-        names = {"id2label": dict(enumerate(imagenet_labels()))} if found.num_labels == 1000 else {}
-        config = config_of(preset, **(names or {"num_labels": found.num_labels or preset.num_labels}))
+        config = config_of(preset, num_labels=found.num_labels or preset.num_labels)
+        if config.num_labels == 1000:
+            _name_labels(config, imagenet_labels())
     _name_labels(config, labels)
-    if isinstance(asked, Preset) or (preset is not None and checkpoint is None):
+    if preset is not None and (checkpoint is None or isinstance(asked, Preset)):
         processor = processor_of_preset(preset)
     else:
         processor = processor_of_config(config, name) if described is None else processor_of(described)
@@ -261,7 +263,7 @@ def _check_asked(asked: Preset | Checkpoint | None, found: Recognised, file: Pat
 def _published_as(name: str, backbone: Preset, notes: list[str]) -> Preset:
     """The published checkpoint that a file is, as far as its name tells those of equal shapes apart."""
     rows = twins_of(backbone)
-    path = name.split("?")[0].replace("\\", "/")
+    path = name.replace("\\", "/")
     for row in rows:
         if row.apple_file and path.endswith("/" + row.apple_file):
             return row

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +22,18 @@ class Verification:
     """The file of its weights."""
     sha256: str
     git_blob: str
-    hashes: list[str] = field(default_factory=list)
+    hashes: list[str]
     """What its content was compared with, one line each."""
-    parity: ParityReport | None = None
+    parity: ParityReport
 
     @property
     def passed(self) -> bool:
         """Whether the libraries agree; a wrong hash is an error."""
-        return self.parity is not None and self.parity.passed
+        return self.parity.passed
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""
-        return {**vars(self), "passed": self.passed, "parity": self.parity.to_dict() if self.parity else None}
+        return {**vars(self), "passed": self.passed, "parity": self.parity.to_dict()}
 
 
 def verify(name: str | Path, *, sha256: str | None = None, progress: bool = False, **places: Any) -> Verification:

@@ -1,6 +1,5 @@
 """Weights from an https address: a server on loopback, and each way in which it goes wrong."""
 
-import hashlib
 import http.client
 import os
 import re
@@ -217,13 +216,6 @@ def test_a_bar_is_shown_on_stderr_when_asked_for(server, tmp_path, capsys):
     assert not out and "x.pt: 100%" in err and "102k/102k" in err
 
 
-def test_the_hash_is_compared(server, tmp_path):
-    url, right = f"{server.url}/file/x.pt", hashlib.sha256(CONTENT).hexdigest()
-    refused(IntegrityError, url, tmp_path, right, "0" * 64, sha256="0" * 64)
-    for wanted in (right, right.upper()):
-        assert download(url, tmp_path, sha256=wanted).read_bytes() == CONTENT
-
-
 # --------------------------------------------------------------------------------------------------
 # What is refused before anything is asked for
 # --------------------------------------------------------------------------------------------------
@@ -257,11 +249,6 @@ def test_an_address_that_cannot_be_used(tmp_path, monkeypatch, url, words):
 @pytest.mark.parametrize("url", [f"https://me:{SECRET}@127.0.0.1/x.pt", f"https://{SECRET}@127.0.0.1/x.pt"])
 def test_credentials_are_refused_and_not_shown(tmp_path, url):
     assert SECRET not in refused(InputError, url, tmp_path, "user name or password")
-
-
-@pytest.mark.parametrize("sha256", ["0" * 63, "g" * 64, "", 5, f"{'0' * 64}\n"])
-def test_what_is_no_hash(tmp_path, sha256):
-    refused(InputError, "https://127.0.0.1/x.pt", tmp_path, repr(sha256), "64 hexadecimal digits", sha256=sha256)
 
 
 # --------------------------------------------------------------------------------------------------

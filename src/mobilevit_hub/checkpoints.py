@@ -320,7 +320,7 @@ def load_tensors(checkpoint: Checkpoint, config: Any) -> dict[str, np.ndarray]:
 
 
 def check_save_id(checkpoint: Checkpoint, metadata: dict[str, str]) -> None:
-    """Raises `CheckpointError` when weights with this metadata and the config of a checkpoint are of different saves."""
+    """Raises `CheckpointError` when weights with this metadata and a checkpoint's config are of different saves."""
     expected, found = checkpoint.config_data.get(SAVE_ID), metadata.get(SAVE_ID)
     if expected is not None and found is not None and found != expected:
         raise CheckpointError(

@@ -20,7 +20,7 @@ from .errors import CheckpointError, MobileViTHubError, NotFoundError, require
 from .json_files import MAX_BYTES as MAX_CONFIG_BYTES
 from .json_files import parse_json
 from .names import HEADS
-from .tensors import MAX_TENSORS, _refuse_text, listed
+from .tensors import MAX_TENSORS, listed, refuse_text
 
 MAX_MEMBER_BYTES = 2 * 1024**3
 # What a compressed archive may unpack to: weights hardly shrink, the two JSON files do.
@@ -124,7 +124,7 @@ def inspect_keras(path: str | Path) -> dict[str, Any]:
 def _refuse_other_files(path: Path) -> None:
     if not path.is_file():
         raise NotFoundError(f"{path}: no such file.", path=path)
-    _refuse_text(path)
+    refuse_text(path)
 
 
 def _refused(path: Any, name: str, what: str) -> CheckpointError:

@@ -24,6 +24,8 @@ from .errors import (
     SourceError,
 )
 from .files import sha256_of
+from .fitting import fit_tensors
+from .names import HEADS, Head, tensor_shapes
 
 LOG_FILE = "training_log.json"
 _PICTURE = re.compile(r"!\[[^\]]*\]\(([\w-][\w.-]*\.(?:png|jpg|jpeg|webp))\)")
@@ -121,6 +123,14 @@ def _open(folder: Path) -> tuple[Checkpoint, Any, dict[str, np.ndarray]]:
             "transformers. Convert it first.",
             path=folder,
         )
+    head: Head | None = "classifier" if any(name.startswith(HEADS) for name in tensors) else None
+    fit_tensors(
+        tensors,
+        tensor_shapes(config, head),
+        path=checkpoint.weights_file,
+        model_name="the network of its config.json",
+        prefix=config.model_type,
+    )
     return checkpoint, config, tensors
 
 

@@ -40,13 +40,13 @@ def read_tensors(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str
     path = Path(path)
     if not path.is_file():
         raise NotFoundError(f"{path}: no such file.", path=path)
-    _refuse_text(path)
+    refuse_text(path)
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     return _read_pickle(path), {}
 
 
-def _refuse_text(path: Path) -> None:
+def refuse_text(path: Path) -> None:
     """Names what people download by mistake in place of weights."""
     with open(path, "rb") as file:
         head = file.read(512)
@@ -93,13 +93,14 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]
         raise CheckpointError(f"{path}: damaged safetensors file{size}: {reason}.", path=path) from error
     if len(items) > MAX_TENSORS:
         raise _too_many(path)
+    del content  # which the items are a copy of
     tensors = {}
     for name, item in items:
         if item["dtype"] == "BF16":
             bits = np.frombuffer(item["data"], dtype="<u2").astype(np.uint32) << 16
             array = bits.view(np.float32)
         elif item["dtype"] in _NUMPY_TYPES:
-            array = np.frombuffer(item["data"], dtype=_NUMPY_TYPES[item["dtype"]]).copy()
+            array = np.frombuffer(item["data"], dtype=_NUMPY_TYPES[item["dtype"]])  # writable: each has its own bytes
         else:
             raise CheckpointError(
                 f"{path}: tensor {name!r} has the type {item['dtype']}; expected float32, float16 or bfloat16.",
