@@ -110,8 +110,8 @@ def _file_name(url: str) -> str:
     name = re.sub("[^A-Za-z0-9._-]", "_", last)[-MAX_NAME_LENGTH:].lstrip(".")
     if not Path(name).suffix:
         raise InputError(
-            f"The address {without_query(url)!r} names no file with an ending, which tells the kind of weights; expected "
-            "one such as .pt, .bin, .safetensors, .h5 or .keras.",
+            f"The address {without_query(url)!r} names no file with an ending, which tells the kind of weights; "
+            "expected one such as .pt, .bin, .safetensors, .h5 or .keras.",
             field="url",
             found=without_query(url),
         )

@@ -206,6 +206,8 @@ def _read(
         config = config_of(preset, num_labels=found.num_labels or preset.num_labels)
         if config.num_labels == 1000:
             _name_labels(config, imagenet_labels())
+    if isinstance(asked, Preset):
+        config.image_size = asked.resolution
     _name_labels(config, labels)
     if preset is not None and (checkpoint is None or isinstance(asked, Preset)):
         processor = processor_of_preset(preset)

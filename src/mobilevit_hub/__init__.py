@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from . import conversion
     from .configuration import MobileViTConfig, MobileViTV2Config
     from .image_processing import MobileViTImageProcessor
     from .images import load_image
@@ -77,6 +78,7 @@ __all__ = [
     "TFMobileViTV2ForImageClassification",
     "TFMobileViTV2Model",
     "__version__",
+    "conversion",
     "from_pretrained",
     "get_preset",
     "image_processor",
@@ -88,6 +90,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "conversion":
+        return import_module(f".{name}", __name__)
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if _MODULES[name].startswith("pt"):
