@@ -60,6 +60,7 @@ def _run_process(libraries: list[str], folder: Path, workplace: Path) -> str:
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "MALLOC_MMAP_THRESHOLD_": "131072",  # glibc would else keep most of what was freed
         "CUDA_VISIBLE_DEVICES": "-1",  # where float32 products are rounded more than the tolerances allow
     }
     with (
@@ -70,8 +71,9 @@ def _run_process(libraries: list[str], folder: Path, workplace: Path) -> str:
     ):
         try:
             status = process.wait()
-        finally:
-            process.kill()  # which only matters when the wait was interrupted
+        finally:  # which only matters when the wait was interrupted
+            process.kill()
+            process.wait()
     last = (log.read_text("utf-8", "replace").strip().splitlines() or ["it printed nothing"])[-1]
     if status < 0:
         return f"its process was ended by {signal.Signals(-status).name}: {last}"

@@ -339,7 +339,8 @@ class HubModel(keras.Model):
             new_head=new_head,
             strict=strict,
         )
-        for tensor_name, tensor in tensors.items():
+        while tensors:  # each is let go when it has been copied
+            tensor_name, tensor = tensors.popitem()
             weights[tensor_name].variable.assign(to_keras(tensor, weights[tensor_name].kind))
         if report.new_head:
             warn_of_new_head(own, config, headless)
