@@ -23,7 +23,9 @@ HEAD_TITLES = {
 _HEAD_SIGNS: tuple[tuple[str, Head], ...] = (
     ("aspp.", "deeplabv3"),
     ("psp_layer.", "pspnet"),
+    ("segmentation_head.psp.", "pspnet"),
     ("ssd_heads.", "ssdlite"),
+    ("detection_head.", "ssdlite"),
     ("classifier.", "classifier"),
     ("head.fc.", "classifier"),
 )
@@ -71,7 +73,7 @@ def recognise(shapes: Shapes, path: Any) -> Recognised:
     if best is None or named < 0.5:
         raise CheckpointError(
             f"{path}: these are not the tensors of a MobileViT as ml-cvnets, timm or transformers name them: "
-            f"{listed(shapes)}.{guess_family(list(shapes))}",
+            f"{listed(shapes) or 'there are none'}.{guess_family(list(shapes))}",
             path=path,
             unexpected=sorted(shapes),
         )
@@ -152,5 +154,6 @@ def _label_count(shapes: Shapes, scheme: str, backbone: str, head: Head | None) 
         about = SCHEMES[scheme]
         before = "" if head == "classifier" else about.single_conv
         name = f"{about.tables[config.model_type][last]}.{before}weight"
-    rows = shapes.get(name, (0,))[0]
-    return rows // 4 - 5 if head == "ssdlite" else rows
+    shape = shapes.get(name)
+    rows = shape[0] if shape else 0  # missing, or a single number: the strict reader will say so
+    return max(0, rows // 4 - 5) if head == "ssdlite" else rows

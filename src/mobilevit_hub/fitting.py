@@ -93,7 +93,9 @@ def _match_prefix(tensors: dict[str, np.ndarray], wanted: Iterable[str], prefix:
     """Adds or removes the base model's prefix where file and network disagree on it."""
     dot, wanted = f"{prefix}.", set(wanted)
     if any(name.startswith(dot) and name.removeprefix(dot) in wanted for name in tensors):
-        return {name.removeprefix(dot): tensor for name, tensor in tensors.items()}
+        renamed = {name.removeprefix(dot): tensor for name, tensor in tensors.items()}
+        # Fewer where a name stands there with and without the prefix: then one of the two has no place.
+        return renamed if len(renamed) == len(tensors) else dict(tensors)
     if any(dot + name in wanted for name in tensors):
         return {name if name.startswith(HEADS) else dot + name: tensor for name, tensor in tensors.items()}
     return dict(tensors)

@@ -73,7 +73,8 @@ def parts(config: Any, head: Head | None = "classifier", *, auxiliary: bool = Fa
         yield Part("conv_1x1_exp", "conv_norm", (config.neck_hidden_sizes[6], channels[5], 1, 1), {})
     if head == "classifier":
         features = config.neck_hidden_sizes[6] if version_1 else channels[5]
-        yield Part("classifier", "layer", (config.num_labels, features), {})
+        if config.num_labels:  # without labels a network ends with its features
+            yield Part("classifier", "layer", (config.num_labels, features), {})
     elif head == "ssdlite":
         yield from _ssdlite(config)
     elif head is not None:
@@ -431,10 +432,10 @@ def to_theirs(tensors: dict[str, np.ndarray], table: Iterable[Rename]) -> dict[s
     result: dict[str, np.ndarray] = {}
     for theirs, ours, _, flip in table:
         lacking = [name for name in ours if name not in left]
+        values = [left.pop(name) for name in ours if name in left]
         if lacking:
             missing += [name for name in lacking if not name.endswith(COUNTER)]
             continue
-        values = [left.pop(name) for name in ours]
         result[theirs] = _flipped(np.concatenate(values) if len(values) > 1 else values[0], flip)
     if missing or left:
         raise CheckpointError(
