@@ -62,7 +62,7 @@ def read_keras(file: Path, config: Any = None) -> tuple[dict[str, np.ndarray], A
         try:
             model.load_weights(weights)
         except Exception as error:  # Keras raises nearly anything on files of other models
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise CheckpointError(
                 f"{file}: the weights do not fit {type(model).__name__}: {reason}", path=file
             ) from error
@@ -103,7 +103,7 @@ def _recognise(shapes: dict[str, tuple[int, ...]], file: Path) -> Any:
         if wanted <= found and len(kernel) == 2 and len(rest) == 1:
             return config_of(get_preset(backbone), num_labels=rest[0][0])
     raise CheckpointError(
-        f"{file}: holds the shapes of no published classifier. For another network pass model=, the folder or the "
-        "config.json that describes it.",
+        f"{file}: holds the shapes of no published classifier. For another network, pass its folder or config.json "
+        "as model (--model).",
         path=file,
     )

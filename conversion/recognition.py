@@ -14,10 +14,10 @@ from mobilevit_hub.tensors import listed
 
 Shapes = dict[str, tuple[int, ...]]
 HEAD_TITLES = {
-    "classifier": "classifier",
-    "deeplabv3": "DeepLabv3 segmentation network",
-    "pspnet": "PSPNet segmentation network",
-    "ssdlite": "SSDLite detector",
+    "classifier": "a classifier",
+    "deeplabv3": "a DeepLabv3 segmentation network",
+    "pspnet": "a PSPNet segmentation network",
+    "ssdlite": "an SSDLite detector",
 }
 # What stands in the names of each head in any scheme.
 _HEAD_SIGNS: tuple[tuple[str, Head], ...] = (
@@ -45,8 +45,8 @@ class Recognised(NamedTuple):
 
     @property
     def title(self) -> str:
-        """In words: `"DeepLabv3 segmentation network (mobilevit-s, 21 labels)"`."""
-        head = HEAD_TITLES[self.head] if self.head else "network without a head"
+        """In words: `"a DeepLabv3 segmentation network (mobilevit-s, 21 labels)"`."""
+        head = HEAD_TITLES[self.head] if self.head else "a network without a head"
         return f"{head} ({self.backbone}" + (f", {self.num_labels} labels)" if self.head else ")")
 
 
@@ -82,7 +82,7 @@ def recognise(shapes: Shapes, path: Any) -> Recognised:
         version = get_preset(backbone).model_type
         raise CheckpointError(
             f"{path}: the names are those of {version}, but the shapes of no published size ({fitting:.0%} fit "
-            f"{backbone}). For a network of your own pass model=, the folder or the config.json that describes it.",
+            f"{backbone}). For a network of your own, pass its folder or config.json as model (--model).",
             path=path,
         )
     head = head_in(shapes)
@@ -104,8 +104,8 @@ def head_in(shapes: Shapes) -> Head | None:
 
 def twins_of(preset: Preset) -> list[Preset]:
     """The published classifiers whose tensors have the same names and shapes, in the order of the table."""
-    own = _widths(preset)
-    return [row for row in list_presets("image-classification") if not row.folder and _widths(row) == own]
+    own = widths_of(preset)
+    return [row for row in list_presets("image-classification") if not row.folder and widths_of(row) == own]
 
 
 @cache
@@ -114,7 +114,7 @@ def backbones() -> tuple[str, ...]:
     first: dict[str, str] = {}
     for row in list_presets("image-classification"):
         if not row.folder:
-            first.setdefault(repr(_widths(row)), row.name)
+            first.setdefault(repr(widths_of(row)), row.name)
     return tuple(first.values())
 
 
@@ -129,7 +129,8 @@ def config_of(preset: Preset, **changes: Any) -> Any:
     return CONFIG_CLASSES[preset.model_type](**{"num_labels": 1000, **preset.config, **changes})  # type: ignore[arg-type]
 
 
-def _widths(preset: Preset) -> tuple[Any, ...]:
+def widths_of(preset: Preset) -> tuple[Any, ...]:
+    """What tells the networks of the table apart: equal for those whose encoders have equal tensors."""
     return preset.model_type, preset.config.get("width_multiplier"), preset.config.get("neck_hidden_sizes")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from mobilevit_hub import hub
-from mobilevit_hub.checkpoints import Checkpoint, check_save_id, find_checkpoint, load_config
+from mobilevit_hub.checkpoints import PLACES, Checkpoint, as_path, check_save_id, find_checkpoint, load_config
 from mobilevit_hub.config_fields import check_labels
-from mobilevit_hub.errors import CheckpointError, InputError, IntegrityError, NotFoundError
+from mobilevit_hub.errors import CheckpointError, InputError, IntegrityError, NotFoundError, OfflineError
 from mobilevit_hub.files import sha256_of
 from mobilevit_hub.fitting import fit_tensors
 from mobilevit_hub.h5_files import read_h5
@@ -26,7 +27,7 @@ from mobilevit_hub.tensors import check_values, read_tensors
 
 from .download import download, without_query
 from .keras_files import read_keras
-from .recognition import Recognised, backbone_of, config_of, head_in, recognise, scheme_in, twins_of
+from .recognition import Recognised, backbone_of, config_of, head_in, recognise, scheme_in, twins_of, widths_of
 
 ENDINGS = (".pt", ".pth", ".bin", ".safetensors", ".h5", ".keras")
 TITLES = {
@@ -100,6 +101,12 @@ def open_source(
         CheckpointError: It is damaged, unsafe, no MobileViT, or not the one that was asked for.
     """
     name = str(name)
+    if unknown := places.keys() - set(PLACES):
+        raise InputError(f"There is no option {min(unknown)!r}.", field=min(unknown))
+    if "://" in name and places.get("local_files_only"):
+        raise OfflineError("An address needs the network, which local_files_only=True forbids.", path=name)
+    if sha256 is not None:
+        checked_sha256(sha256)  # before anything is downloaded
     with tempfile.TemporaryDirectory() as folder:
         if "://" in name:
             file, checkpoint = download(name, Path(folder), progress=progress), None
@@ -112,7 +119,7 @@ def open_source(
 
 def _locate(name: str, places: dict[str, Any]) -> tuple[Path, Checkpoint | None]:
     """The file of the weights, and the checkpoint that it belongs to when there is a config."""
-    path = Path(name).expanduser()
+    path = as_path(name)
     if path.is_file():
         if path.name in (*hub.WEIGHT_FILES, hub.KERAS_FILE) and (path.parent / hub.CONFIG_FILE).is_file():
             return path, replace(find_checkpoint(path.parent.resolve()), name=name, find_weights=lambda: path)
@@ -133,6 +140,13 @@ def _locate(name: str, places: dict[str, Any]) -> tuple[Path, Checkpoint | None]
     return checkpoint.weights_file, checkpoint
 
 
+def checked_sha256(sha256: Any) -> str:
+    """A hash as `sha256_of` writes it, or `InputError`."""
+    if not isinstance(sha256, str) or not re.fullmatch("(sha256:)?[0-9a-fA-F]{64}", sha256.strip()):
+        raise InputError(f"sha256 is {sha256!r}; expected 64 hexadecimal digits.", field="sha256", found=sha256)
+    return sha256.strip().lower().removeprefix("sha256:")
+
+
 def file_digests(file: Path, expected: str | None = None) -> tuple[str, str]:
     """SHA-256 and git blob id of a file.
 
@@ -140,12 +154,8 @@ def file_digests(file: Path, expected: str | None = None) -> tuple[str, str]:
         InputError: `expected` is no SHA-256.
         IntegrityError: The file has another hash than `expected`.
     """
-    if expected is not None:
-        expected = expected.strip().lower().removeprefix("sha256:")
-        if len(expected) != 64 or set(expected) - set("0123456789abcdef"):
-            raise InputError(f"sha256 is {expected!r}; expected 64 hexadecimal digits.", field="sha256", found=expected)
     found = sha256_of(file)
-    if expected not in (None, found):
+    if expected is not None and checked_sha256(expected) != found:
         raise IntegrityError(
             f"{file}: has the SHA-256 {found}, expected {expected}: it is another file, or was damaged on the way.",
             path=file,
@@ -163,7 +173,7 @@ def _asked_for(model: str | Path | None) -> Preset | Checkpoint | None:
     """The record of an alias, or the checkpoint whose config describes a network."""
     if model is None:
         return None
-    path = Path(model).expanduser()
+    path = as_path(str(model))
     if path.name == hub.CONFIG_FILE and path.is_file():
         path = path.parent
     if path.is_dir():
@@ -199,13 +209,15 @@ def _read(
             scheme_in(shapes), backbone_of(config) or config.model_type, head_in(shapes), config.num_labels
         )
     if found.head not in (None, "classifier"):
-        raise CheckpointError(f"{file}: holds a {found.title}; this release converts classifiers.", path=file)
+        raise CheckpointError(f"{file}: holds {found.title}; this release converts classifiers.", path=file)
     preset = asked if isinstance(asked, Preset) else checkpoint.preset if checkpoint is not None else None
     if config is None:
         preset = preset or _published_as(name, get_preset(found.backbone), notes)
         config = config_of(preset, num_labels=found.num_labels or preset.num_labels)
         if config.num_labels == 1000:
             _name_labels(config, imagenet_labels())
+        else:
+            notes.append(f"{config.num_labels} labels are not those of {preset.name}, whose preprocessing is taken")
     if isinstance(asked, Preset):
         config.image_size = asked.resolution
     _name_labels(config, labels)
@@ -238,8 +250,8 @@ def _tensors_of(
     """The tensors of a file; its config, when it holds one; and the scheme that its kind implies."""
     scheme = None
     if file.suffix == ".keras" or file.name.endswith(".weights.h5"):
-        tensors, config = read_keras(file, config)
-        scheme = "keras"
+        tensors, stated = read_keras(file, config)
+        config, scheme = config if file.suffix == ".h5" else stated, "keras"
     elif file.suffix == ".h5":
         tensors, scheme = read_h5(file), "tf_model.h5"
     else:
@@ -252,9 +264,9 @@ def _tensors_of(
 
 def _check_asked(asked: Preset | Checkpoint | None, found: Recognised, file: Path) -> None:
     """Raises unless a file holds the network that was asked for."""
-    if isinstance(asked, Preset) and asked not in twins_of(get_preset(found.backbone)):
+    if isinstance(asked, Preset) and widths_of(asked) != widths_of(get_preset(found.backbone)):
         raise CheckpointError(
-            f"{file}: holds a {found.title}, but {asked.name!r} was asked for.",
+            f"{file}: holds {found.title}, but {asked.name!r} was asked for.",
             path=file,
             field="model",
             found=found.backbone,
@@ -269,8 +281,11 @@ def _published_as(name: str, backbone: Preset, notes: list[str]) -> Preset:
     for row in rows:
         if row.apple_file and path.endswith("/" + row.apple_file):
             return row
-    by_name = find_preset(path.rsplit("/", 1)[-1].rsplit(".", 1)[0])
-    if by_name in rows:
+    stem = path.rsplit("/", 1)[-1].rsplit(".", 1)[0]
+    by_name = find_preset(stem)
+    # Apple's files for other resolutions have the same name.
+    is_shared = sum(Path(row.apple_file or "").stem == stem for row in rows) > 1
+    if by_name in rows and not is_shared:
         return by_name  # type: ignore[return-value]  # None is in no list of rows
     if len(rows) > 1:
         others = ", ".join(row.name for row in rows[1:])

@@ -91,7 +91,7 @@ def test_classifiers_are_recognised_in_each_scheme(variant, scheme):
     shapes = classifier(variant, scheme)
     found = recognise(shapes, "w.pt")
     assert found == Recognised(scheme, alias(variant), "classifier", 1000)
-    assert found.title == f"classifier ({alias(variant)}, 1000 labels)"
+    assert found.title == f"a classifier ({alias(variant)}, 1000 labels)"
     for labels in (10, 200):
         changed = with_rows(shapes, last_layer(shapes), labels)
         assert recognise(changed, "w.pt") == found._replace(num_labels=labels)
@@ -103,7 +103,7 @@ def test_segmenters_and_detectors_are_recognised(variant):
     head, labels = about["head"], about["num_labels"]
     found = recognise(shapes, "w.pt")
     assert found == Recognised("cvnets", alias(variant), head, labels)
-    title = {"deeplabv3": "DeepLabv3 segmentation network", "pspnet": "PSPNet segmentation network", "ssdlite": "SSDLite detector"}  # fmt: skip
+    title = {"deeplabv3": "a DeepLabv3 segmentation network", "pspnet": "a PSPNet segmentation network", "ssdlite": "an SSDLite detector"}  # fmt: skip
     assert found.title == f"{title[head]} ({alias(variant)}, {labels} labels)"
     for labels in (10, 200):  # of a detector four boxes, each with four sides and the background
         changed = with_rows(shapes, LAST[head], 4 * (4 + labels + 1) if head == "ssdlite" else labels)
@@ -140,7 +140,7 @@ def test_networks_without_a_head_are_recognised(variant, scheme):
     shapes = {name: s for name, s in classifier(variant, scheme).items() if not name.startswith(("classifier", "head"))}
     found = recognise(shapes, "w.pt")
     assert found == Recognised(scheme, alias(variant), None, None)
-    assert found.title == f"network without a head ({alias(variant)})"
+    assert found.title == f"a network without a head ({alias(variant)})"
 
 
 # --------------------------------------------------------------------------------------------------
@@ -228,7 +228,7 @@ def test_a_file_without_tensors_is_refused():
 @pytest.mark.parametrize("scheme", ["cvnets", "timm"])
 @pytest.mark.parametrize("config", [TINY, MobileViTV2Config(width_multiplier=0.3)], ids=["mobilevit", "mobilevitv2"])
 def test_widths_of_no_published_size_are_refused(config, scheme):
-    words = (f"names are those of {config.model_type}, but the shapes of no published size", "pass model=")
+    words = (f"names are those of {config.model_type}, but the shapes of no published size", "(--model)")
     refused({rename.theirs: rename.shape for rename in renames(config, scheme)}, *words)
     refused(tensor_shapes(config), *words)
 

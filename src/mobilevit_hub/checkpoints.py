@@ -95,7 +95,7 @@ def find_checkpoint(
         if preset.folder:
             return _from_folder(PACKAGE / preset.folder, name, preset)
         return _from_hub(str(preset.hub_id), name, preset, options)
-    folder = _as_path(name)
+    folder = as_path(name)
     if name and folder.is_dir():
         if not name.startswith((".", "/", "~")) and name.count("/") == 1 and hub.looks_like_hub_id(name):
             warnings.warn(
@@ -113,7 +113,12 @@ def find_checkpoint(
     return get_preset(name)  # type: ignore[return-value]  # always raises, with the nearest names
 
 
-def _as_path(name: str) -> Path:
+def as_path(name: str) -> Path:
+    """A path that can be asked for, with the home folder in place of `~`.
+
+    Raises:
+        NotFoundError: The system takes no such name: too long, an unknown user, a NUL byte.
+    """
     try:
         folder = Path(name).expanduser()
         folder.stat()

@@ -26,9 +26,7 @@ Task = Literal["image-classification", "semantic-segmentation", "object-detectio
 TASKS: tuple[Task, ...] = ("image-classification", "semantic-segmentation", "object-detection")
 
 APPLE_LICENSE = "other: Apple sample code license, https://github.com/apple/ml-cvnets/blob/main/LICENSE"
-TINY_IMAGENET_LICENSE = (
-    "other: trained by this project on Tiny ImageNet, whose photos are for non-commercial research and education"
-)
+TINY_IMAGENET_LICENSE = "other: Tiny ImageNet, non-commercial research and education"
 
 _ASSETS = Path(__file__).with_name("assets")
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from . import hub
 from .cards import check_card, checkpoint_card
-from .checkpoints import CARD_FILE, Checkpoint, open_checkpoint
+from .checkpoints import CARD_FILE, Checkpoint, as_path, open_checkpoint
 from .errors import (
     AccessError,
     CheckpointError,
@@ -78,7 +78,7 @@ def push(
         )
     if not message.strip():
         raise InputError(f"message is {message!r}; a commit needs one.", field="message", found=message)
-    folder = Path(folder).expanduser()
+    folder = as_path(str(folder))
     checkpoint, config, tensors = _open(folder)
     uploads: dict[str, Path | bytes] = {name: folder / name for name in _files_of(folder)}
     _check_token(token)

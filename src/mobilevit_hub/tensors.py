@@ -130,9 +130,11 @@ def _read_pickle(path: Path) -> dict[str, np.ndarray]:
     import torch
 
     with open(path, "rb") as file:
-        zipped = file.read(4) == b"PK\3\4"  # by which PyTorch tells its two formats apart
-    if zipped:
+        start = file.read(4)  # by which PyTorch tells its two formats apart
+    if start == b"PK\3\4":
         _check_zip(path)
+    elif not start.startswith(b"\x80"):
+        raise CheckpointError(f"{path}: no PyTorch file; it begins with {start!r}.", path=path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
