@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from mobilevit_hub.cards import checkpoint_card, preset_metadata
-from mobilevit_hub.checkpoints import save_checkpoint
-from mobilevit_hub.errors import ExportError, InputError, require
-from mobilevit_hub.files import write_file, write_folder
+from mobilevit_hub.errors import ExportError, InputError, SaveError, require
+from mobilevit_hub.files import temporary_folder, write_file, write_folder
 from mobilevit_hub.hub import WEIGHT_FILES
-from mobilevit_hub.names import COUNTER, SCHEMES, renames, to_theirs
+from mobilevit_hub.names import SCHEMES, Rename, renames, to_theirs
+from mobilevit_hub.saving import save_checkpoint
+from mobilevit_hub.structure import COUNTER
 from mobilevit_hub.tensors import listed, read_tensors, to_safetensors
 
 from .keras_files import keras_bytes
@@ -28,6 +29,7 @@ TARGETS = ("folder", "cvnets", "timm", "keras")
 _TARGET_OF_ENDING = {
     ".pt": "cvnets", ".pth": "timm", ".bin": "timm", ".safetensors": "timm", ".keras": "keras", ".h5": "keras",
 }  # fmt: skip
+_FOREIGN_ENDINGS = {".onnx", ".tflite", ".npz", ".ckpt", ".pkl", ".zip", ".json", ".txt"}
 
 
 @dataclass(frozen=True)
@@ -87,16 +89,17 @@ def convert(
         ExportError: The result does not compute what the others compute; nothing was written.
         SaveError: It could not be written; what was there before is kept.
     """
-    output = Path(output)
+    output = Path(output).expanduser()
     target = _target(output, to)
+    _check_place(output, target)
     if not overwrite and os.path.lexists(output) and not (output.is_dir() and not any(output.iterdir())):
         raise InputError(
             f"{str(output)!r} is there already; pass overwrite (--overwrite) to replace it.",
             path=output,
             field="output",
         )
-    with open_source(source, **options) as opened, tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary, "checkpoint")
+    with open_source(source, **options) as opened, temporary_folder() as temporary:
+        folder = temporary / "checkpoint"
         save_checkpoint(folder, opened.tensors, opened.config, processor=opened.processor, card=_card(opened))
         _check_round_trip(opened, folder)
         report = None
@@ -106,6 +109,14 @@ def convert(
                 source_tensors=opened.theirs if opened.scheme == "timm" else None,
                 progress=options.get("progress", False),
             )
+            if not report.rows:
+                raise ExportError(
+                    f"{opened.name}: the result was not written, because nothing could be compared: only "
+                    f"{report.reference or 'no library'} can run it here. Install another one or pass verify=False "
+                    "(--no-verify).",
+                    path=opened.name,
+                    report=report,
+                )
             if not report.passed:
                 raise ExportError(
                     f"{opened.name}: the result was not written, because it failed its check: {report.lines()[-1]}",
@@ -136,6 +147,12 @@ def convert(
 def _target(output: Path, to: str | None) -> str:
     """The kind of output: as asked for, or as its ending says."""
     by_ending = _TARGET_OF_ENDING.get(output.suffix)
+    if to is None and by_ending is None and output.suffix.lower() in _FOREIGN_ENDINGS:
+        raise InputError(
+            f"{output.name!r} ends in {output.suffix}, which is no format of conversion; expected a folder, .pt, "
+            ".safetensors, .bin, .pth, .keras or .weights.h5.",
+            field="output",
+        )
     target = to or by_ending or "folder"
     if target not in TARGETS:
         raise InputError(f"to is {to!r}; expected one of {', '.join(TARGETS)}.", field="to", found=to)
@@ -147,20 +164,37 @@ def _target(output: Path, to: str | None) -> str:
     return target
 
 
+def _check_place(output: Path, target: str) -> None:
+    """Refuses at once what could only fail when everything else is done."""
+    # Not Path's own questions, which raise on names that are too long; saving explains those.
+    is_file, is_folder, has_parent = os.path.isfile(output), os.path.isdir(output), os.path.isdir(output.parent)  # noqa: PTH112, PTH113
+    if target == "folder" and is_file:
+        raise SaveError(f"Cannot save into {str(output)!r}: it is a file, not a folder.", path=output)
+    if target != "folder" and is_folder:
+        raise SaveError(f"Cannot save {str(output)!r}: it is a folder, not a file.", path=output)
+    if target != "folder" and not has_parent:
+        raise SaveError(f"Cannot save {str(output)!r}: the folder above it does not exist.", path=output)
+    if target == "keras":
+        require("keras", "tf", f"Writing {output.name}")
+    elif target != "folder" and output.suffix != ".safetensors":
+        require("torch", "torch", f"Writing {output.name}")
+
+
 def _card(source: Source) -> str:
     """The model card: where the weights come from, under which licence, and their digests."""
+    # Where a file lies on this machine is nobody's business.
+    name = source.name if not source.file.exists() or source.name == source.network else Path(source.name).name
     facts = [
-        ("source", source.name),
+        ("source", name),
         ("kind", TITLES[source.scheme]),
         ("sha256 of the source", source.sha256),
         ("git blob id of the source", source.git_blob),
         ("tensors in the source", len(source.theirs)),
         *[("note", note) for note in source.notes],
     ]
-    preset = source.preset
     about: dict[str, Any] = {}
-    if preset is not None and source.config.num_labels == preset.num_labels and source.head:
-        about = preset_metadata(preset)
+    if source.published is not None:
+        about = preset_metadata(source.published)
         if not source.is_named:
             del about["scores"]  # of the published file, which this one need not be
     return checkpoint_card(source.config, name=source.network, facts=facts, processor=source.processor, **about)
@@ -170,11 +204,16 @@ def _check_round_trip(source: Source, folder: Path) -> None:
     """Raises unless the written weights are those of the source to the bit, under their names as well."""
     written, _ = read_tensors(folder / WEIGHT_FILES[0])
     if source.scheme in SCHEMES:
-        written = to_theirs(written, renames(source.config, source.scheme, source.head))
+        written = to_theirs(written, _names(source, source.scheme))
         expected = source.theirs
     else:
         expected = source.tensors
     _check_equal(written, expected, source.name)
+
+
+def _names(source: Source, scheme: str) -> Iterator[Rename]:
+    """The names of a scheme, with the stem reversed where these weights take another order than the library."""
+    return renames(source.config, scheme, source.head, bgr=source.processor.do_flip_channel_order)
 
 
 def _check_equal(written: dict[str, np.ndarray], expected: dict[str, np.ndarray], name: str) -> None:
@@ -196,11 +235,11 @@ def _check_equal(written: dict[str, np.ndarray], expected: dict[str, np.ndarray]
 def _file_content(source: Source, folder: Path, target: str, output: Path) -> bytes:
     """The bytes of a file of another library."""
     if target == "keras":
-        return keras_bytes(folder, ".keras" if output.suffix == ".keras" else ".weights.h5")
-    tensors = to_theirs(source.tensors, renames(source.config, target, source.head))
+        ending = ".keras" if output.suffix == ".keras" else ".weights.h5"
+        return keras_bytes(folder, ending, has_classifier=source.head is not None)
+    tensors = to_theirs(source.tensors, _names(source, target))
     if output.suffix == ".safetensors":
         return to_safetensors(tensors, {"format": "pt"})
-    require("torch", "torch", f"Writing {output.name}")
     import torch
 
     content = io.BytesIO()
@@ -210,8 +249,8 @@ def _file_content(source: Source, folder: Path, target: str, output: Path) -> by
 
 def _check_file(content: bytes, source: Source, folder: Path, target: str, output: Path) -> None:
     """Raises unless a file that is about to be written opens again as the same weights."""
-    with tempfile.TemporaryDirectory() as temporary:
-        file = Path(temporary, output.name)
+    with temporary_folder() as temporary:
+        file = temporary / output.name
         file.write_bytes(content)
         with open_source(file, model=folder) as again:
             found = again.tensors

@@ -83,7 +83,7 @@ def download(url: str, folder: str | Path, *, progress: bool = False) -> Path:
 def _problem(url: str) -> str:
     """What is wrong with an address; empty where nothing is."""
     if not re.fullmatch("[!-~]+", url):
-        return f"{url!r} holds spaces or other characters that stand percent-encoded in an address"
+        return "it holds spaces or other characters that stand percent-encoded in an address"
     try:
         parts = urlsplit(url)
         _ = parts.port

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -10,18 +9,17 @@ from typing import Any
 
 import numpy as np
 
+from mobilevit_hub import runtimes
 from mobilevit_hub.configuration import config_from_dict
 from mobilevit_hub.errors import CheckpointError, require
+from mobilevit_hub.files import temporary_folder
 from mobilevit_hub.h5_files import check_weights_h5, inspect_keras
-from mobilevit_hub.names import tensor_shapes
 from mobilevit_hub.presets import get_preset
-from mobilevit_hub.runtimes import from_pretrained, model_class
+from mobilevit_hub.structure import tensor_shapes
 
 from .recognition import backbones, config_of
 
 _WEIGHTS = "model.weights.h5"
-# Task -> how the names of its classes end; the shortest last, which is the end of no other.
-_TASKS = {"image-classification": "ForImageClassification", "backbone": "Backbone", "features": "Model"}
 
 
 def read_keras(file: Path, config: Any = None) -> tuple[dict[str, np.ndarray], Any]:
@@ -41,13 +39,13 @@ def read_keras(file: Path, config: Any = None) -> tuple[dict[str, np.ndarray], A
     """
     require("keras", "tf", f"Reading {file.name}")
     task = "image-classification"
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         weights = file
         if file.suffix == ".keras":
             content = inspect_keras(file)
             config = config_from_dict(content["config"]["config"], file)
-            task = next(t for t in _TASKS if content["class_name"].endswith(_TASKS[t]))
-            weights = Path(folder, _WEIGHTS)
+            task = _task_of(content["class_name"], config.model_type, file)
+            weights = folder / _WEIGHTS
             with zipfile.ZipFile(file) as archive:
                 weights.write_bytes(archive.read(_WEIGHTS))
         # A compiled model's optimizer stands there as well, and the random states of dropout.
@@ -56,9 +54,19 @@ def read_keras(file: Path, config: Any = None) -> tuple[dict[str, np.ndarray], A
             for name, shape in check_weights_h5(weights).items()
             if name.startswith("layers/") and "seed_generator" not in name
         }
-        config = config or _recognise(shapes, file)
-        model = model_class(config.model_type, "tf", task)(config)
+        if config is None:
+            config = _recognise(shapes, file)
+        if not config.num_labels:
+            task = "features"
+        model = runtimes.model_class(config.model_type, "tf", task)(config)
         found, expected = len(shapes), len(model.named_weights())
+        if found != expected:
+            raise CheckpointError(
+                f"{file}: holds {found} tensors, but {type(model).__name__} of this size has {expected}.",
+                path=file,
+                found=found,
+                expected=expected,
+            )
         try:
             model.load_weights(weights)
         except Exception as error:  # Keras raises nearly anything on files of other models
@@ -66,26 +74,34 @@ def read_keras(file: Path, config: Any = None) -> tuple[dict[str, np.ndarray], A
             raise CheckpointError(
                 f"{file}: the weights do not fit {type(model).__name__}: {reason}", path=file
             ) from error
-    if found != expected:
-        raise CheckpointError(
-            f"{file}: holds {found} tensors, but {type(model).__name__} has {expected}.",
-            path=file,
-            found=found,
-            expected=expected,
-        )
     return model.checkpoint_tensors(), config
 
 
-def keras_bytes(folder: Path, ending: str) -> bytes:
+def _task_of(class_name: str, model_type: str, file: Path) -> str:
+    """The task of one of our Keras classes, which must be for the version of its config."""
+    tasks = {f"TF{runtimes.class_name(model_type, task)}": task for task in ("image-classification", "features")}
+    if class_name not in tasks:
+        raise CheckpointError(
+            f"{file}: holds a {class_name} with a {model_type} config; expected {' or '.join(tasks)}.",
+            path=file,
+            found=class_name,
+            expected=list(tasks),
+        )
+    return tasks[class_name]
+
+
+def keras_bytes(folder: Path, ending: str, *, has_classifier: bool) -> bytes:
     """The content of a Keras file of a checkpoint.
 
     Args:
         folder: The checkpoint.
         ending: `".keras"` or `".weights.h5"`.
+        has_classifier: Whether it is a classifier or a network without a head.
     """
-    model = from_pretrained(folder, framework="tf")
-    with tempfile.TemporaryDirectory() as temporary:
-        file = Path(temporary, "model" + ending)
+    task = "image-classification" if has_classifier else "features"
+    model = runtimes.from_pretrained(folder, framework="tf", task=task)
+    with temporary_folder() as temporary:
+        file = temporary / f"model{ending}"
         if ending == ".keras":
             model.save(file)
         else:
@@ -94,14 +110,15 @@ def keras_bytes(folder: Path, ending: str) -> bytes:
 
 
 def _recognise(shapes: dict[str, tuple[int, ...]], file: Path) -> Any:
-    """The published classifier whose encoder has these shapes, in any order of axes."""
+    """The published network whose encoder has these shapes, in any order of axes, and whose classifier the rest is."""
     found = Counter(tuple(sorted(shape)) for shape in shapes.values())
     for backbone in backbones():
-        config = config_of(get_preset(backbone))
-        wanted = Counter(tuple(sorted(shape)) for shape in tensor_shapes(config, None).values())
-        kernel, *rest = sorted((found - wanted).elements(), key=len, reverse=True) or [()]
-        if wanted <= found and len(kernel) == 2 and len(rest) == 1:
-            return config_of(get_preset(backbone), num_labels=rest[0][0])
+        preset = get_preset(backbone)
+        wanted = Counter(tuple(sorted(shape)) for shape in tensor_shapes(config_of(preset), None).values())
+        if wanted <= found:
+            rest = sorted((found - wanted).elements(), key=len)  # a bias and a matrix, when there is a classifier
+            if [len(shape) for shape in rest] in ([], [1, 2]):
+                return config_of(preset, num_labels=rest[0][0] if rest else 0)
     raise CheckpointError(
         f"{file}: holds the shapes of no published classifier. For another network, pass its folder or config.json "
         "as model (--model).",

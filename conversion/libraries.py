@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import fields
 from importlib.util import find_spec
@@ -18,7 +19,7 @@ from mobilevit_hub.errors import MissingDependencyError
 from mobilevit_hub.fitting import fit_tensors
 from mobilevit_hub.names import renames, to_theirs
 from mobilevit_hub.presets import list_presets
-from mobilevit_hub.runtimes import model_class
+from mobilevit_hub.runtimes import model_class, processor_of
 
 LIBRARIES = ("PyTorch", "Keras", "transformers", "timm")
 """Our two twins, and two independent implementations."""
@@ -150,7 +151,7 @@ def run_library(library: str, folder: Path, source_tensors: dict[str, np.ndarray
         MissingDependencyError: The library cannot be imported.
         Exception: Whatever a library raises on a checkpoint that it cannot use.
     """
-    _, config, tensors = open_checkpoint(folder)
+    checkpoint, config, tensors = open_checkpoint(folder)
     task = "image-classification" if "classifier.weight" in tensors else "backbone"
     if library == "Keras":
         del tensors
@@ -161,7 +162,9 @@ def run_library(library: str, folder: Path, source_tensors: dict[str, np.ndarray
     elif library == "transformers":
         run = _watch(_open_transformers(config, task, tensors))
     else:
-        run = _open_timm(config, source_tensors or to_theirs(tensors, renames(config, "timm")))
+        with warnings.catch_warnings(action="ignore"):  # without its own preprocessing, Apple's rule is right
+            bgr = processor_of(checkpoint).do_flip_channel_order
+        run = _open_timm(config, source_tensors or to_theirs(tensors, renames(config, "timm", bgr=bgr)), bgr)
     return {
         f"{size_name(size)} {place}": value
         for size in SIZES
@@ -212,16 +215,14 @@ def _open_transformers(config: Any, task: str, tensors: dict[str, np.ndarray]) -
     return _fill(network, tensors, config.model_type)
 
 
-def _open_timm(config: Any, tensors: dict[str, np.ndarray]) -> Run:
+def _open_timm(config: Any, tensors: dict[str, np.ndarray], bgr: bool) -> Run:
     try:
         import timm  # type: ignore[import-not-found]
     except ImportError as error:  # what it needs is missing; that it is there is known
         raise MissingDependencyError(f"it cannot be imported: {error}", field="timm") from error
     network = timm.create_model(timm_architecture(config), pretrained=False, num_classes=config.num_labels)
     run = _watch(_fill(network, tensors, config.model_type))
-    if config.model_type == "mobilevitv2":
-        return run
-    return lambda pixels: run(np.ascontiguousarray(pixels[:, ::-1]))  # RGB there, BGR here
+    return (lambda pixels: run(np.ascontiguousarray(pixels[:, ::-1]))) if bgr else run  # timm always takes RGB
 
 
 def _fill(network: Any, tensors: dict[str, np.ndarray], prefix: str) -> Any:

@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from mobilevit_hub.errors import ExportError, MissingDependencyError
+from mobilevit_hub.files import temporary_folder
 from mobilevit_hub.hub import WEIGHT_FILES
 from mobilevit_hub.tensors import read_tensors, to_safetensors
 
@@ -42,8 +42,7 @@ def run_in_processes(
     from tqdm import tqdm
 
     endings: dict[str, str] = {}
-    with tempfile.TemporaryDirectory() as name:
-        workplace = Path(name)
+    with temporary_folder() as workplace:
         if source_tensors is not None and "timm" in libraries:
             (workplace / _SOURCE_FILE).write_bytes(to_safetensors(source_tensors, {}))
         groups = [[library for library in group if library in libraries] for group in GROUPS]

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 from mobilevit_hub.configuration import CONFIG_CLASSES
 from mobilevit_hub.errors import CheckpointError
 from mobilevit_hub.fitting import guess_family
-from mobilevit_hub.names import COUNTER, SCHEMES, Head, parts, renames, tensor_shapes
+from mobilevit_hub.names import SCHEMES, renames
 from mobilevit_hub.presets import Preset, get_preset, list_presets
+from mobilevit_hub.structure import COUNTER, Head, parts, tensor_shapes
 from mobilevit_hub.tensors import listed
 
 Shapes = dict[str, tuple[int, ...]]

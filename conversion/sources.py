@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,15 +13,24 @@ from typing import Any
 import numpy as np
 
 from mobilevit_hub import hub
-from mobilevit_hub.checkpoints import PLACES, Checkpoint, as_path, check_save_id, find_checkpoint, load_config
+from mobilevit_hub.checkpoints import (
+    PLACES,
+    Checkpoint,
+    as_path,
+    check_save_id,
+    find_checkpoint,
+    load_config,
+)
 from mobilevit_hub.config_fields import check_labels
 from mobilevit_hub.errors import CheckpointError, InputError, IntegrityError, NotFoundError, OfflineError
-from mobilevit_hub.files import sha256_of
+from mobilevit_hub.files import readable, sha256_of, temporary_folder
 from mobilevit_hub.fitting import fit_tensors
 from mobilevit_hub.h5_files import read_h5
-from mobilevit_hub.names import COUNTER, SCHEMES, Head, renames, tensor_shapes, to_ours
+from mobilevit_hub.names import SCHEMES, renames, to_ours
 from mobilevit_hub.presets import Preset, check_name, find_preset, get_preset, imagenet_labels
-from mobilevit_hub.runtimes import processor_of, processor_of_config, processor_of_preset
+from mobilevit_hub.runtimes import class_name, processor_of, processor_of_config, processor_of_preset
+from mobilevit_hub.saving import describe_weights
+from mobilevit_hub.structure import COUNTER, Head, tensor_shapes
 from mobilevit_hub.tensors import check_values, read_tensors
 
 from .download import download, without_query
@@ -58,8 +66,8 @@ class Source:
     """The published checkpoint that it is, as far as can be told; the version, for a network of another size."""
     head: Head | None
     """`"classifier"`, or None for a network without one."""
-    preset: Preset | None
-    """The published checkpoint that it is, or whose preprocessing it takes."""
+    published: Preset | None
+    """The published checkpoint that it is by its name or by what the user says, with nothing changed."""
     sha256: str
     git_blob: str
     """SHA-1 by which git knows the file; the Hub shows it for files that are not stored by hash."""
@@ -74,7 +82,7 @@ def open_source(
     name: str | Path,
     *,
     model: str | Path | None = None,
-    labels: list[str] | None = None,
+    labels: Sequence[str] | None = None,
     channel_order: str | None = None,
     sha256: str | None = None,
     progress: bool = False,
@@ -90,7 +98,8 @@ def open_source(
             values only (256 or 384 pixels). Default: what names and shapes say.
         labels: Names of the classes, in the order of the logits. Default: those of the checkpoint; of
             ImageNet for 1000 classes.
-        channel_order: `"bgr"` or `"rgb"`, what the result takes. Default: that of the published file.
+        channel_order: `"bgr"` or `"rgb"`, what the result takes. timm's weights are known to take RGB and are turned
+            to it; of other sources it says what they take. Default: as the published file.
         sha256: What the file must hash to.
         progress: Whether a download shows a bar.
         places: Options of `checkpoints.find_checkpoint`.
@@ -101,15 +110,21 @@ def open_source(
         CheckpointError: It is damaged, unsafe, no MobileViT, or not the one that was asked for.
     """
     name = str(name)
+    if isinstance(labels, str):  # which is a sequence of letters
+        raise InputError(f"labels is {labels[:40]!r}; expected a list of names.", field="labels", found=labels[:40])
     if unknown := places.keys() - set(PLACES):
         raise InputError(f"There is no option {min(unknown)!r}.", field=min(unknown))
     if "://" in name and places.get("local_files_only"):
         raise OfflineError("An address needs the network, which local_files_only=True forbids.", path=name)
     if sha256 is not None:
         checked_sha256(sha256)  # before anything is downloaded
-    with tempfile.TemporaryDirectory() as folder:
+    if channel_order not in (None, "bgr", "rgb"):
+        raise InputError(
+            f"channel_order is {channel_order!r}; expected 'bgr' or 'rgb'.", field="channel_order", found=channel_order
+        )
+    with temporary_folder() as folder:
         if "://" in name:
-            file, checkpoint = download(name, Path(folder), progress=progress), None
+            file, checkpoint = download(name, folder, progress=progress), None
             name = without_query(name)  # which may hold a token
         else:
             file, checkpoint = _locate(name, places)
@@ -154,7 +169,8 @@ def file_digests(file: Path, expected: str | None = None) -> tuple[str, str]:
         InputError: `expected` is no SHA-256.
         IntegrityError: The file has another hash than `expected`.
     """
-    found = sha256_of(file)
+    with readable(file):
+        found = sha256_of(file)
     if expected is not None and checked_sha256(expected) != found:
         raise IntegrityError(
             f"{file}: has the SHA-256 {found}, expected {expected}: it is another file, or was damaged on the way.",
@@ -173,6 +189,8 @@ def _asked_for(model: str | Path | None) -> Preset | Checkpoint | None:
     """The record of an alias, or the checkpoint whose config describes a network."""
     if model is None:
         return None
+    if not str(model):
+        raise InputError("model is empty; expected an alias, a folder or a config.json.", field="model")
     path = as_path(str(model))
     if path.name == hub.CONFIG_FILE and path.is_file():
         path = path.parent
@@ -192,7 +210,7 @@ def _read(
     file: Path,
     checkpoint: Checkpoint | None,
     asked: Preset | Checkpoint | None,
-    labels: list[str] | None,
+    labels: Sequence[str] | None,
     channel_order: str | None,
     digests: tuple[str, str],
 ) -> Source:
@@ -203,44 +221,53 @@ def _read(
     shapes = {tensor_name: tensor.shape for tensor_name, tensor in theirs.items()}
     if config is None or isinstance(asked, Preset):
         found = recognise(shapes, file)
-        _check_asked(asked, found, file)
+        _check_asked(asked, found, checkpoint, file)
     else:
-        found = Recognised(
-            scheme_in(shapes), backbone_of(config) or config.model_type, head_in(shapes), config.num_labels
-        )
+        network = backbone_of(config) or config.model_type
+        found = Recognised(scheme_in(shapes), network, head_in(shapes), config.num_labels)
     if found.head not in (None, "classifier"):
         raise CheckpointError(f"{file}: holds {found.title}; this release converts classifiers.", path=file)
     preset = asked if isinstance(asked, Preset) else checkpoint.preset if checkpoint is not None else None
+    is_known = preset is not None
     if config is None:
-        preset = preset or _published_as(name, get_preset(found.backbone), notes)
-        config = config_of(preset, num_labels=found.num_labels or preset.num_labels)
+        if preset is None:
+            preset, is_known = _published_as(name, found, notes)
+        config = config_of(preset, num_labels=found.num_labels or 0)
         if config.num_labels == 1000:
             _name_labels(config, imagenet_labels())
-        else:
-            notes.append(f"{config.num_labels} labels are not those of {preset.name}, whose preprocessing is taken")
     if isinstance(asked, Preset):
         config.image_size = asked.resolution
-    _name_labels(config, labels)
+    if labels is not None:
+        _name_labels(config, list(labels))
     if preset is not None and (checkpoint is None or isinstance(asked, Preset)):
         processor = processor_of_preset(preset)
+    elif described is not None:
+        processor = processor_of(described)
     else:
-        processor = processor_of_config(config, name) if described is None else processor_of(described)
+        processor = processor_of_config(config)
+        notes.append(
+            f"it holds no preprocessing: short side {processor.size['shortest_edge']}, crop "
+            f"{processor.crop_size['height']}, {processor.channel_order.upper()} by Apple's rule; for another pass "
+            "--model"
+        )
     if channel_order is not None:
-        if channel_order not in ("bgr", "rgb"):
-            raise InputError(
-                f"channel_order is {channel_order!r}; expected 'bgr' or 'rgb'.",
-                field="channel_order",
-                found=channel_order,
-            )
         processor.do_flip_channel_order = channel_order == "bgr"
-    tensors = _under_our_names(theirs, config, found, file, notes)
-    scheme = scheme or found.scheme
+    elif preset is not None and not is_known and found.scheme == "cvnets" and processor.do_flip_channel_order:
+        notes.append("taken to take BGR; what ml-cvnets 0.2 or later trained takes RGB: pass --channel-order rgb")
+    tensors = _under_our_names(theirs, config, found, file, notes, bgr=processor.do_flip_channel_order)
+    describe_weights(
+        config, class_name(config.model_type, "image-classification" if found.head else "features"), tensors
+    )
+    published = preset if is_known and found.head and labels is None and channel_order is None else None
+    if published is not None and published.num_labels != config.num_labels:
+        published = None
     sha256, git_blob = digests
     return Source(
-        name=name, file=file, scheme=scheme, config=config, processor=processor, tensors=tensors, theirs=theirs,
-        network=preset.name if preset is not None else found.backbone, head=found.head, preset=preset,
-        sha256=sha256, git_blob=git_blob,
-        is_named=checkpoint is not None and checkpoint.preset is not None, notes=notes,
+        name=name, file=file, scheme=scheme or found.scheme, config=config, processor=processor, tensors=tensors,
+        theirs=theirs, network=preset.name if preset is not None else found.backbone, head=found.head,
+        published=published,
+        is_named=checkpoint is not None and checkpoint.preset is not None,
+        sha256=sha256, git_blob=git_blob, notes=notes,
     )  # fmt: skip
 
 
@@ -262,9 +289,20 @@ def _tensors_of(
     return tensors, config, scheme
 
 
-def _check_asked(asked: Preset | Checkpoint | None, found: Recognised, file: Path) -> None:
-    """Raises unless a file holds the network that was asked for."""
-    if isinstance(asked, Preset) and widths_of(asked) != widths_of(get_preset(found.backbone)):
+def _check_asked(
+    asked: Preset | Checkpoint | None, found: Recognised, checkpoint: Checkpoint | None, file: Path
+) -> None:
+    """Raises unless a source is the published network that was asked for."""
+    if not isinstance(asked, Preset):
+        return
+    if checkpoint is not None and checkpoint.preset not in (None, asked):
+        raise InputError(
+            f"The source is {checkpoint.preset.name!r}, but {asked.name!r} was asked for as model (--model).",
+            field="model",
+            found=asked.name,
+            expected=checkpoint.preset.name,
+        )
+    if widths_of(asked) != widths_of(get_preset(found.backbone)):
         raise CheckpointError(
             f"{file}: holds {found.title}, but {asked.name!r} was asked for.",
             path=file,
@@ -274,31 +312,37 @@ def _check_asked(asked: Preset | Checkpoint | None, found: Recognised, file: Pat
         )
 
 
-def _published_as(name: str, backbone: Preset, notes: list[str]) -> Preset:
-    """The published checkpoint that a file is, as far as its name tells those of equal shapes apart."""
-    rows = twins_of(backbone)
+def _published_as(name: str, found: Recognised, notes: list[str]) -> tuple[Preset, bool]:
+    """The published checkpoint that a file is taken for, and whether its name says so."""
+    rows = twins_of(get_preset(found.backbone))
     path = name.replace("\\", "/")
+    stem = Path(path).stem
     for row in rows:
-        if row.apple_file and path.endswith("/" + row.apple_file):
-            return row
-    stem = path.rsplit("/", 1)[-1].rsplit(".", 1)[0]
+        if row.apple_file and f"/{path}".endswith("/" + row.apple_file):
+            return row, True
     by_name = find_preset(stem)
     # Apple's files for other resolutions have the same name.
     is_shared = sum(Path(row.apple_file or "").stem == stem for row in rows) > 1
     if by_name in rows and not is_shared:
-        return by_name  # type: ignore[return-value]  # None is in no list of rows
-    if len(rows) > 1:
-        others = ", ".join(row.name for row in rows[1:])
+        return by_name, True  # type: ignore[return-value]  # None is in no list of rows
+    row, *others = rows
+    if found.head and found.num_labels != 1000:
+        notes.append(f"{found.num_labels} labels are not those of {row.name}, whose preprocessing is taken")
+    elif others:
+        names = ", ".join(other.name for other in others)
         notes.append(
-            f"taken for {rows[0].name} ({rows[0].resolution} px); files of {others} have the same shapes: for one of "
-            "these pass --model"
+            f"taken for {row.name} ({row.resolution} px); files of {names} have the same shapes: for one of these pass "
+            "--model"
         )
-    return rows[0]
+    if found.num_labels == 1000 and not is_shared:
+        notes.append(
+            f"known as {row.name} by its shapes alone, so its licence is not; 1000 labels are named as ImageNet's, "
+            "unless --labels names them"
+        )
+    return row, False
 
 
-def _name_labels(config: Any, labels: list[str] | None) -> None:
-    if labels is None:
-        return
+def _name_labels(config: Any, labels: list[str]) -> None:
     if len(labels) != config.num_labels:
         raise InputError(
             f"{len(labels)} labels were given, but the classifier has {config.num_labels} rows.",
@@ -311,12 +355,12 @@ def _name_labels(config: Any, labels: list[str] | None) -> None:
 
 
 def _under_our_names(
-    theirs: dict[str, np.ndarray], config: Any, found: Recognised, file: Path, notes: list[str]
+    theirs: dict[str, np.ndarray], config: Any, found: Recognised, file: Path, notes: list[str], bgr: bool
 ) -> dict[str, np.ndarray]:
     """All tensors of the network by our names; batch counters that a file lacks are 0."""
     wanted = tensor_shapes(config, found.head)
     if found.scheme in SCHEMES:
-        tensors = to_ours(theirs, renames(config, found.scheme, found.head), file, TITLES[found.scheme])
+        tensors = to_ours(theirs, renames(config, found.scheme, found.head, bgr=bgr), file, TITLES[found.scheme])
     else:
         name = f"the {config.model_type} network that was recognised or described"
         tensors, _ = fit_tensors(theirs, wanted, path=file, model_name=name, prefix=config.model_type)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mobilevit_hub.checkpoints import SAVE_ID, open_checkpoint, save_id_of
+from mobilevit_hub.checkpoints import open_checkpoint
 from mobilevit_hub.errors import IntegrityError
+from mobilevit_hub.saving import SAVE_ID, save_id_of
 
 from .parity import ParityReport, compare
 from .sources import file_digests

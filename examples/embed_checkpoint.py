@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 import mobilevit_hub as mh
 from mobilevit_hub.cards import training_card
-from mobilevit_hub.checkpoints import save_checkpoint
 from mobilevit_hub.data import open_images
+from mobilevit_hub.saving import save_checkpoint
 
 BATCH = 100
 

@@ -17,8 +17,8 @@ keras = pytest.importorskip("keras", reason="needs Keras and its backend")
 import reference
 
 import mobilevit_hub.tf as twin
-from mobilevit_hub.checkpoints import save_checkpoint
 from mobilevit_hub.configuration import MobileViTConfig, MobileViTV2Config, config_from_dict
+from mobilevit_hub.saving import save_checkpoint
 from mobilevit_hub.tf.pretrained import layers_of, to_keras
 
 # TensorFlow and Keras hand NumPy an array in a way that NumPy is about to drop.

@@ -18,11 +18,11 @@ from keras_networks import (
     tiny_folder,
 )
 
-from mobilevit_hub.checkpoints import save_checkpoint
 from mobilevit_hub.errors import (
     CheckpointError,
     NotFoundError,
 )
+from mobilevit_hub.saving import save_checkpoint
 from mobilevit_hub.tensors import read_tensors
 
 pytestmark = [pytest.mark.tf, QUIET]

@@ -17,12 +17,12 @@ import transformers
 from networks import MODELS, awake, import_timm, tiny_config
 from safetensors.numpy import load_file, save_file
 
-from mobilevit_hub.checkpoints import save_checkpoint
 from mobilevit_hub.configuration import MobileViTConfig, MobileViTV2Config, config_from_dict
 from mobilevit_hub.conversion import libraries, processes
 from mobilevit_hub.conversion.libraries import differs_by_design, images, inexpressible, timm_architecture
 from mobilevit_hub.conversion.parity import TOLERANCES, ParityReport, Row, compare
 from mobilevit_hub.pt import MobileViTModel, MobileViTV2Model
+from mobilevit_hub.saving import save_checkpoint
 
 pytestmark = [
     pytest.mark.torch,

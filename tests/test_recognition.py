@@ -19,8 +19,9 @@ from mobilevit_hub.conversion.recognition import (
     twins_of,
 )
 from mobilevit_hub.errors import CheckpointError
-from mobilevit_hub.names import renames, tensor_shapes
+from mobilevit_hub.names import renames
 from mobilevit_hub.presets import get_preset, list_presets
+from mobilevit_hub.structure import tensor_shapes
 
 # Segmenters and detectors; `test_names.py` says where they come from.
 HEADS = json.loads(gzip.decompress((reference.FOLDER / "heads.json.gz").read_bytes()))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -12,11 +11,13 @@ import keras
 import numpy as np
 
 from mobilevit_hub.architecture import STAGE_NAMES
-from mobilevit_hub.checkpoints import check_version, head_changes, load_config, save_checkpoint, warn_of_new_head
+from mobilevit_hub.checkpoints import check_version, head_changes, load_config, warn_of_new_head
 from mobilevit_hub.configuration import config_from_dict
 from mobilevit_hub.errors import InputError
+from mobilevit_hub.files import temporary_folder
 from mobilevit_hub.fitting import fit_tensors
 from mobilevit_hub.publishing import push
+from mobilevit_hub.saving import describe_weights, save_checkpoint
 
 from .layers import check_pixel_values, children_of
 from .legacy import open_checkpoint
@@ -364,8 +365,7 @@ class HubModel(keras.Model):
             CheckpointError: The weights contain NaN or infinity.
         """
         tensors = self.checkpoint_tensors()
-        self.config.architectures = [type(self).__name__.removeprefix("TF")]
-        self.config.dtype = "float16" if any(t.dtype == np.float16 for t in tensors.values()) else "float32"
+        describe_weights(self.config, type(self).__name__.removeprefix("TF"), tensors)
         save_checkpoint(save_directory, tensors, self.config, processor=processor, card=card)
 
     def push_to_hub(
@@ -393,7 +393,7 @@ class HubModel(keras.Model):
         Returns:
             Address of the commit.
         """
-        with tempfile.TemporaryDirectory() as folder:
+        with temporary_folder() as folder:
             self.save_pretrained(folder, processor=processor, card=card)
             return push(folder, repo_id, private=private, token=token, revision=revision, message=commit_message)
 

@@ -12,14 +12,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .checkpoints import CARD_FILE
 from .errors import ConfigError
 from .presets import Preset
+from .saving import CARD_FILE
 
 _METRICS = {"top1": ("accuracy", "top-1"), "mean_iou": ("mean_iou", "mean IoU"), "map": ("map", "mAP")}
 _HUB_TASKS = {"semantic-segmentation": "image-segmentation"}
 # Fields of networks that transformers' own classes cannot build.
 _NOT_STOCK = ("n_attn_blocks", "attention_head_size", "use_fusion", "attn_norm")
+PLACE = "path/to/this-folder"
+"""What the lines of code open until the checkpoint has a place; publishing puts the repository there."""
 
 
 def markdown_text(text: Any) -> str:
@@ -140,7 +142,7 @@ def preset_metadata(preset: Preset) -> dict[str, Any]:
 
 def _task_of(config: Any) -> str:
     """The task as the Hub calls it."""
-    architecture = (getattr(config, "architectures", None) or [""])[0]
+    architecture = str((getattr(config, "architectures", None) or [""])[0])
     return "image-feature-extraction" if architecture.endswith(("Model", "Backbone")) else "image-classification"
 
 
@@ -161,7 +163,7 @@ def checkpoint_card(
     base_model: str | None = None,
     scores: Sequence[Any] = (),
     processor: Any = None,
-    place: str = "path/to/this-folder",
+    place: str = PLACE,
 ) -> str:
     """The card of a checkpoint that was converted or published.
 

@@ -1,11 +1,10 @@
-"""From a name to weights that fit, and back to a folder: the same for both frameworks.
+"""From a name to weights that fit: the same for both frameworks.
 
 A name is an alias of `presets`, a folder, or a Hub id, tried in that order.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 import warnings
@@ -21,16 +20,15 @@ import numpy as np
 from . import hub
 from .config_fields import check_labels
 from .configuration import config_from_dict
-from .errors import CheckpointError, ConfigError, MobileViTHubWarning, NotFoundError, OfflineError, SourceError
-from .files import json_bytes, write_file, write_folder
-from .json_files import parse_json, read_json
-from .names import HEADS, SCHEMES, renames, to_ours
+from .errors import CheckpointError, ConfigError, MobileViTHubWarning, NotFoundError, OfflineError
+from .json_files import read_json
+from .names import SCHEMES, renames, to_ours
 from .presets import Preset, find_preset, get_preset
-from .tensors import check_values, read_tensors, to_safetensors
+from .saving import SAVE_ID
+from .structure import HEADS
+from .tensors import check_values, read_tensors
 
 PACKAGE = Path(__file__).parent
-CARD_FILE = "README.md"
-SAVE_ID = "save_id"
 PLACES = ("revision", "token", "cache_dir", "local_files_only")
 """Options that say where a checkpoint is looked for; see `find_checkpoint`."""
 
@@ -125,7 +123,7 @@ def as_path(name: str) -> Path:
     except (FileNotFoundError, NotADirectoryError):
         pass
     except (OSError, RuntimeError, ValueError) as error:  # a name too long, an unknown ~user, a NUL byte
-        reason = error.strerror if isinstance(error, OSError) else error
+        reason = str(error.strerror if isinstance(error, OSError) else error).rstrip(".")
         raise NotFoundError(f"{name[:200]!r} is neither an alias nor a folder: {reason}.", path=name) from error
     return folder
 
@@ -275,7 +273,10 @@ def _config_of_timm(checkpoint: Checkpoint) -> dict[str, Any]:
             found=architecture,
         )
     count = checkpoint.config_data.get("num_classes", preset.num_labels)
+    own = checkpoint.config_data.get("label_names")
     labels = _imagenet_labels() if count == 1000 else {"num_labels": count}
+    if isinstance(own, list) and len(own) == count:
+        labels = {"id2label": dict(enumerate(own))}
     return {"model_type": preset.model_type, **preset.config, **labels}
 
 
@@ -336,90 +337,3 @@ def check_save_id(checkpoint: Checkpoint, metadata: dict[str, str]) -> None:
             found=found,
             expected=expected,
         )
-
-
-# --------------------------------------------------------------------------------------------------
-# Writing
-# --------------------------------------------------------------------------------------------------
-
-
-def save_checkpoint(
-    folder: str | os.PathLike,
-    tensors: dict[str, np.ndarray],
-    config: Any,
-    *,
-    processor: Any = None,
-    card: str | None = None,
-) -> None:
-    """Writes weights, config, processor and card as one folder, atomically and with equal bytes for equal input.
-
-    Args:
-        folder: New, or an earlier save of any checkpoint, which is replaced.
-        tensors: Weights by our names.
-        config: A config of this package.
-        processor: An image processor; without one, an existing `preprocessor_config.json` is left alone,
-            with a warning when it belongs to another network.
-        card: Text of the model card; likewise.
-
-    Raises:
-        CheckpointError: The weights contain NaN, infinity or negative variances.
-        SaveError: It could not be written; what was there before is kept.
-    """
-    check_values(tensors, folder)
-    data = {k: v for k, v in config.to_dict().items() if k not in (SAVE_ID, "_name_or_path")}
-    save_id = save_id_of(tensors, data)
-    files = {
-        hub.WEIGHT_FILES[0]: to_safetensors(tensors, {"format": "pt", SAVE_ID: save_id}),
-        hub.CONFIG_FILE: json_bytes({**data, SAVE_ID: save_id}),
-    }
-    if processor is not None:
-        files[hub.PROCESSOR_FILE] = json_bytes(parse_json(processor.to_json_string(), hub.PROCESSOR_FILE))
-    if card is not None:
-        files[CARD_FILE] = card.encode()
-    _warn_about_leftovers(Path(folder), data, files)
-    _mark_foreign_config(Path(folder) / hub.CONFIG_FILE)
-    write_folder(folder, files)
-
-
-def save_id_of(tensors: dict[str, np.ndarray], config_data: dict[str, Any]) -> str:
-    """The id of a save: a hash of its weights and config, so equal input gives an equal id.
-
-    Args:
-        tensors: Weights by our names.
-        config_data: Content of `config.json`, with or without the id itself.
-    """
-    data = {k: v for k, v in config_data.items() if k != SAVE_ID}
-    data["id2label"] = {int(i): label for i, label in data["id2label"].items()}  # whose order decides the bytes
-    digest = hashlib.sha256(json_bytes(data))
-    for name in sorted(tensors):
-        array = tensors[name]
-        digest.update(f"{name} {array.dtype} {array.shape} ".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()[:32]
-
-
-def _warn_about_leftovers(folder: Path, data: dict[str, Any], files: dict[str, bytes]) -> None:
-    """Says so when the processor or card of another network stays beside the new weights."""
-    try:
-        earlier = read_json(folder / hub.CONFIG_FILE)
-    except (SourceError, ConfigError, OSError, ValueError):
-        return
-    left = [n for n in (hub.PROCESSOR_FILE, CARD_FILE) if n not in files and (folder / n).is_file()]
-    labels = {str(i): label for i, label in data["id2label"].items()}  # as JSON has them
-    if left and (earlier.get("model_type"), earlier.get("id2label")) != (data["model_type"], labels):
-        warnings.warn(
-            f"{folder}: {' and '.join(left)} of the earlier checkpoint stay beside the new weights; pass processor= "
-            "and card= to replace them.",
-            MobileViTHubWarning,
-            stacklevel=4,
-        )
-
-
-def _mark_foreign_config(config_file: Path) -> None:
-    """Gives a config that others wrote a save id, so that new weights beside it are noticed if this save is killed."""
-    try:
-        data = read_json(config_file)
-    except (SourceError, ConfigError, OSError, ValueError):
-        return  # there is none that could be loaded
-    if SAVE_ID not in data:
-        write_file(config_file, json_bytes({**data, SAVE_ID: "none"}))

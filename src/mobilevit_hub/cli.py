@@ -35,7 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not hasattr(arguments, "run"):
         parser.print_help()
         return 2
-    signal.signal(signal.SIGTERM, _terminate)
+    for name in ("SIGTERM", "SIGHUP"):  # so that temporary folders go; not every system has the second
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _terminate)
     for stream in (sys.stdout, sys.stderr):  # a label that the terminal cannot show must not end the run
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -61,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = " ".join(str(error).split())
         if getattr(arguments, "json", False):
             details = {"type": type(error).__name__, "message": message, "path": error.path, "field": error.field}
+            if getattr(error, "report", None) is not None:
+                details["report"] = error.report.to_dict()  # type: ignore[attr-defined]
             print(json.dumps({"error": details}))
         print(f"mobilevit-hub: error: {commands.plain_text(message)}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1

@@ -249,7 +249,8 @@ def convert_command(arguments: argparse.Namespace) -> int:
 def _lines_of(path: str) -> list[str]:
     """The lines of a text file, without an empty one at the end."""
     try:
-        return Path(path).read_text("utf-8").splitlines()
+        lines = Path(path).read_text("utf-8-sig").removesuffix("\n").split("\n")
+        return [line.removesuffix("\r") for line in lines]
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is no UTF-8 text"
         raise InputError(f"--labels {path!r}: {reason}.", path=path, field="labels") from error
@@ -282,8 +283,12 @@ def verify_command(arguments: argparse.Namespace) -> int:
 
 def push_command(arguments: argparse.Namespace) -> int:
     """Publishes a folder."""
+    from huggingface_hub.utils import disable_progress_bars
+
     from .publishing import push
 
+    if not _shows_progress(arguments):
+        disable_progress_bars()
     message = {} if arguments.message is None else {"message": arguments.message}
     address = push(
         arguments.folder,

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import stat
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .errors import SaveError
+from .errors import SaveError, SourceError
 
 TEMPORARY_PREFIX = ".tmp-mvh-"
 STALE_SECONDS = 3600
@@ -32,6 +33,32 @@ def sha256_of(path: str | Path) -> str:
 def json_bytes(data: Any) -> bytes:
     """JSON with sorted keys and a final newline: equal data gives equal bytes."""
     return (json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+@contextmanager
+def readable(path: str | Path) -> Iterator[None]:
+    """Turns what the operating system says about reading a file into one line."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, SourceError):
+            raise
+        raise SourceError(f"{path}: cannot be read: {error.strerror or type(error).__name__}.", path=path) from error
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder for files that are gone when the block ends.
+
+    Raises:
+        SaveError: The system has no place for it; `TMPDIR` names one.
+    """
+    try:
+        folder = tempfile.TemporaryDirectory()
+    except OSError as error:
+        raise SaveError(f"No temporary folder can be made: {error.strerror or error}; set TMPDIR.") from error
+    with folder as name:
+        yield Path(name)
 
 
 def write_file(path: str | Path, content: bytes) -> None:

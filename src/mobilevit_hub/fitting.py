@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .errors import CheckpointError
-from .names import HEADS
+from .structure import HEADS
 from .tensors import listed
 
 

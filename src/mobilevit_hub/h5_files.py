@@ -19,7 +19,7 @@ import numpy as np
 from .errors import CheckpointError, MobileViTHubError, NotFoundError, require
 from .json_files import MAX_BYTES as MAX_CONFIG_BYTES
 from .json_files import parse_json
-from .names import HEADS
+from .structure import HEADS
 from .tensors import MAX_TENSORS, listed, refuse_text
 
 MAX_MEMBER_BYTES = 2 * 1024**3
@@ -61,7 +61,8 @@ def read_h5(path: str | Path) -> dict[str, np.ndarray]:
             ours = _our_name(name, path)
             if ours in tensors:
                 raise _refused(path, name, f"is the second {ours!r} in the file")
-            tensors[ours] = _our_layout(dataset[()])
+            array = dataset[()]
+            tensors[ours] = _our_layout(array.astype(array.dtype.newbyteorder("="), copy=False))
     return tensors
 
 
@@ -169,7 +170,7 @@ def _datasets(path: str | Path, kinds: str, expected: str, content: bytes | None
             return
         if len(datasets) == MAX_TENSORS:
             raise CheckpointError(f"{path}: holds more than {MAX_TENSORS:,} tensors.", path=path)
-        if item.dtype.kind not in kinds or item.shape is None:
+        if item.dtype.kind not in kinds or item.dtype.itemsize > 8 or item.shape is None:
             raise _refused(path, name, f"is no array of {expected} (type {item.dtype})")
         # A tiny file can describe a huge tensor, and one that stands in another file. The sizes are those that the
         # file states, so they are also added up; h5py's own product overflows.

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from . import hub
-from .cards import check_card, checkpoint_card
-from .checkpoints import CARD_FILE, Checkpoint, as_path, open_checkpoint
+from .cards import PLACE, check_card, checkpoint_card
+from .checkpoints import Checkpoint, as_path, open_checkpoint
 from .errors import (
     AccessError,
     CheckpointError,
@@ -25,7 +25,8 @@ from .errors import (
 )
 from .files import sha256_of
 from .fitting import fit_tensors
-from .names import HEADS, Head, tensor_shapes
+from .saving import CARD_FILE
+from .structure import HEADS, Head, tensor_shapes
 
 LOG_FILE = "training_log.json"
 _PICTURE = re.compile(r"!\[[^\]]*\]\(([\w-][\w.-]*\.(?:png|jpg|jpeg|webp))\)")
@@ -81,6 +82,8 @@ def push(
     folder = as_path(str(folder))
     checkpoint, config, tensors = _open(folder)
     uploads: dict[str, Path | bytes] = {name: folder / name for name in _files_of(folder)}
+    if CARD_FILE in uploads:
+        uploads[CARD_FILE] = (folder / CARD_FILE).read_text("utf-8").replace(PLACE, repo_id).encode()
     _check_token(token)
     with _explained(repo_id, revision):
         api = HfApi(token=token)
@@ -145,7 +148,16 @@ def _files_of(folder: Path) -> list[str]:
             raise ConfigError(f"{card}: is not UTF-8 text.", path=card, field=CARD_FILE) from error
         check_card(text, card)
         names += dict.fromkeys(_PICTURE.findall(text))
-    return [name for name in names if (folder / name).is_file()]
+    names = [name for name in names if (folder / name).is_file()]
+    for name in names:
+        target = (folder / name).resolve()
+        if target.parent != folder.resolve() and "blobs" not in target.parts:  # as the Hub's cache has them
+            raise InputError(
+                f"{folder / name} is a link to {str(target)!r}, outside the folder; only its own files are uploaded.",
+                path=folder / name,
+                found=str(target),
+            )
+    return names
 
 
 def _new_card(checkpoint: Checkpoint, config: Any, tensors: dict[str, np.ndarray], repo_id: str) -> str:

@@ -40,14 +40,19 @@ def model_class(model_type: str, framework: str = "pt", task: str = "image-class
         task: `"image-classification"`, `"features"` or `"backbone"`.
     """
     check_framework(framework)
-    if task not in TASKS:
-        raise InputError(f"task is {task!r}; expected one of {', '.join(TASKS)}.", field="task")
-    name = {"mobilevit": "MobileViT", "mobilevitv2": "MobileViTV2"}[model_type] + _CLASS_ENDINGS[task]
+    name = class_name(model_type, task)
     if framework == "tf":
         require("keras", "tf", "The Keras models")
         return getattr(import_module("mobilevit_hub.tf"), f"TF{name}")
     require("torch", "torch", "The PyTorch models")
     return getattr(import_module("mobilevit_hub.pt"), name)
+
+
+def class_name(model_type: str, task: str) -> str:
+    """Name of a PyTorch model class; the Keras ones begin with `TF` before it. Arguments as for `model_class`."""
+    if task not in TASKS:
+        raise InputError(f"task is {task!r}; expected one of {', '.join(TASKS)}.", field="task")
+    return {"mobilevit": "MobileViT", "mobilevitv2": "MobileViTV2"}[model_type] + _CLASS_ENDINGS[task]
 
 
 def from_pretrained(
@@ -111,26 +116,22 @@ def processor_of(checkpoint: Checkpoint) -> MobileViTImageProcessor:
         return processor_from_dict(
             checkpoint.processor_data, checkpoint.config_file.with_name("preprocessor_config.json")
         )
-    return processor_of_config(load_config(checkpoint), checkpoint.name)
-
-
-def processor_of_config(config: Any, name: str) -> MobileViTImageProcessor:
-    """The preprocessing by Apple's rule for a version and image size, for weights that come without their own; warns.
-
-    Args:
-        config: Config of the network.
-        name: The checkpoint, for the warning.
-    """
-    size = config.image_size if isinstance(config.image_size, int) else max(config.image_size)
-    resize = evaluation_resize(size)
-    order = "bgr" if config.model_type == "mobilevit" else "rgb"
+    config = load_config(checkpoint)
+    processor = processor_of_config(config)
     warnings.warn(
-        f"{name}: has no preprocessor_config.json; using Apple's rule for {config.model_type}: short side "
-        f"{resize}, crop {size}, {order.upper()}.",
+        f"{checkpoint.name}: has no preprocessor_config.json; using Apple's rule for {config.model_type}: short side "
+        f"{processor.size['shortest_edge']}, crop {processor.crop_size['height']}, {processor.channel_order.upper()}.",
         MobileViTHubWarning,
         stacklevel=3,
     )
-    return processor_for(resize, size, "bilinear" if order == "bgr" else "bicubic", order)
+    return processor
+
+
+def processor_of_config(config: Any) -> MobileViTImageProcessor:
+    """The preprocessing by Apple's rule for a version and image size, for weights that come without their own."""
+    size = config.image_size if isinstance(config.image_size, int) else max(config.image_size)
+    bgr = config.model_type == "mobilevit"
+    return processor_for(evaluation_resize(size), size, "bilinear" if bgr else "bicubic", "bgr" if bgr else "rgb")
 
 
 def processor_of_preset(preset: Preset) -> MobileViTImageProcessor:
@@ -143,6 +144,13 @@ def processor_of_preset(preset: Preset) -> MobileViTImageProcessor:
 def _processor_of_timm(checkpoint: Checkpoint) -> MobileViTImageProcessor:
     """timm's rule: short side = crop / crop_pct, rounded down. The stem was turned to Apple's order."""
     settings = checkpoint.config_data.get("pretrained_cfg") or {}
+    if settings.get("mean") not in (None, [0, 0, 0]) or settings.get("std") not in (None, [1, 1, 1]):
+        raise ConfigError(
+            f"{checkpoint.config_file}: pretrained_cfg subtracts mean {settings.get('mean')!r} and divides by std "
+            f"{settings.get('std')!r}; images of a MobileViT are scaled to [0, 1] and nothing else.",
+            path=checkpoint.config_file,
+            field="pretrained_cfg",
+        )
     try:
         crop = int(settings["input_size"][-1])
         resize = int(crop / float(settings.get("crop_pct", 0.9)))

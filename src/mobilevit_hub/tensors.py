@@ -13,6 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, deserialize
 
 from .errors import CheckpointError, NotFoundError, require
+from .files import readable
 
 MAX_TENSORS = 10_000
 # A tensor's entry takes about 120 bytes, so this leaves room for long names and metadata.
@@ -22,7 +23,10 @@ _NUMPY_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "
                 "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?"}  # fmt: skip
 _TYPE_NAMES = {np.dtype(code): name for name, code in _NUMPY_TYPES.items()}
 # Wrappers that training scripts put around a state dict.
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "ema", "ema_model_state_dict")
+_WRAPPERS = (
+    "state_dict", "model_state_dict", "model", "ema", "ema_model_state_dict", "state_dict_ema", "model_ema",
+    "ema_state_dict", "ema_model",
+)  # fmt: skip
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -36,14 +40,16 @@ def read_tensors(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str
     Raises:
         NotFoundError: There is no such file.
         CheckpointError: The file is damaged, unsafe or no weights file.
+        SourceError: It cannot be read.
     """
     path = Path(path)
     if not path.is_file():
         raise NotFoundError(f"{path}: no such file.", path=path)
-    refuse_text(path)
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    return _read_pickle(path), {}
+    with readable(path):
+        refuse_text(path)
+        if path.suffix == ".safetensors":
+            return _read_safetensors(path)
+        return _read_pickle(path), {}
 
 
 def refuse_text(path: Path) -> None:
@@ -130,11 +136,13 @@ def _read_pickle(path: Path) -> dict[str, np.ndarray]:
     import torch
 
     with open(path, "rb") as file:
-        start = file.read(4)  # by which PyTorch tells its two formats apart
+        file_start = file.read(16)
+        start = file_start[:4]  # by which PyTorch tells its two formats apart
     if start == b"PK\3\4":
         _check_zip(path)
     elif not start.startswith(b"\x80"):
-        raise CheckpointError(f"{path}: no PyTorch file; it begins with {start!r}.", path=path)
+        hint = " It looks like safetensors: rename it so." if b"{" in file_start[8:10] else ""
+        raise CheckpointError(f"{path}: no PyTorch file; it begins with {start!r}.{hint}", path=path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
@@ -209,8 +217,9 @@ def _unwrap(content: Any, path: Path) -> dict[str, Any]:
                 path=path,
             )
         content = content[inside[0]]
-    if content and all(str(key).startswith("module.") for key in content):
-        content = {key.removeprefix("module."): value for key, value in content.items()}
+    for prefix in ("module.", "_orig_mod."):  # of parallel and of compiled models
+        if content and all(str(key).startswith(prefix) for key in content):
+            content = {key.removeprefix(prefix): value for key, value in content.items()}
     return content
 
 
@@ -264,6 +273,6 @@ def check_values(tensors: dict[str, np.ndarray], path: Any) -> None:
 
 def listed(names: Iterable[str]) -> str:
     """The first five names, and how many more there are."""
-    names = sorted(names)
+    names = sorted(name if len(name) <= 200 else f"{name[:200]}…" for name in names)
     more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
     return ", ".join(names[:MAX_LISTED]) + more

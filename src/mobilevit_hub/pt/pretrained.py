@@ -7,11 +7,9 @@ import difflib
 import inspect
 import math
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -19,18 +17,13 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BackboneOutput
 
 from ..architecture import STAGE_NAMES
-from ..checkpoints import (
-    check_version,
-    head_changes,
-    load_config,
-    open_checkpoint,
-    save_checkpoint,
-    warn_of_new_head,
-)
+from ..checkpoints import check_version, head_changes, load_config, open_checkpoint, warn_of_new_head
 from ..configuration import config_from_dict
 from ..errors import ConfigError, InputError
+from ..files import temporary_folder
 from ..fitting import fit_tensors
 from ..publishing import push
+from ..saving import describe_weights, save_checkpoint
 
 
 class HubModel(PreTrainedModel):
@@ -221,8 +214,7 @@ class HubModel(PreTrainedModel):
             tensor = tensor.detach().cpu()
             # NumPy has no bfloat16; float32 holds the same values.
             tensors[name] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).contiguous().numpy()
-        self.config.architectures = [type(self).__name__]
-        self.config.dtype = "float16" if any(t.dtype == np.float16 for t in tensors.values()) else "float32"
+        describe_weights(self.config, type(self).__name__, tensors)
         save_checkpoint(save_directory, tensors, self.config, processor=processor, card=card)
         if push_to_hub:
             _push(save_directory, options.pop("repo_id", None) or Path(save_directory).resolve().name, options)
@@ -242,7 +234,7 @@ class HubModel(PreTrainedModel):
         Returns:
             Address of the commit.
         """
-        with tempfile.TemporaryDirectory() as folder:
+        with temporary_folder() as folder:
             self.save_pretrained(folder, processor=processor, card=card)
             return _push(folder, repo_id, options)
 
