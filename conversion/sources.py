@@ -241,15 +241,8 @@ def _read(
         _name_labels(config, list(labels))
     if preset is not None and (checkpoint is None or isinstance(asked, Preset)):
         processor = processor_of_preset(preset)
-    elif described is not None:
-        processor = processor_of(described)
     else:
-        processor = processor_of_config(config)
-        notes.append(
-            f"it holds no preprocessing: short side {processor.size['shortest_edge']}, crop "
-            f"{processor.crop_size['height']}, {processor.channel_order.upper()} by Apple's rule; for another pass "
-            "--model"
-        )
+        processor = _processor_beside(described, config, notes)
     if channel_order is not None:
         processor.do_flip_channel_order = channel_order == "bgr"
     elif preset is not None and not is_known and found.scheme == "cvnets" and processor.do_flip_channel_order:
@@ -258,17 +251,30 @@ def _read(
     describe_weights(
         config, class_name(config.model_type, "image-classification" if found.head else "features"), tensors
     )
-    published = preset if is_known and found.head and labels is None and channel_order is None else None
-    if published is not None and published.num_labels != config.num_labels:
-        published = None
+    is_as_published = is_known and found.head and labels is None and channel_order is None
+    if preset is None or preset.num_labels != config.num_labels:
+        is_as_published = False
     sha256, git_blob = digests
     return Source(
         name=name, file=file, scheme=scheme or found.scheme, config=config, processor=processor, tensors=tensors,
         theirs=theirs, network=preset.name if preset is not None else found.backbone, head=found.head,
-        published=published,
+        published=preset if is_as_published else None,
         is_named=checkpoint is not None and checkpoint.preset is not None,
         sha256=sha256, git_blob=git_blob, notes=notes,
     )  # fmt: skip
+
+
+def _processor_beside(described: Checkpoint | None, config: Any, notes: list[str]) -> Any:
+    """The preprocessing that stands beside the weights or beside the config; by Apple's rule where there is none."""
+    if described is not None:
+        return processor_of(described)
+    processor = processor_of_config(config)
+    side, crop = processor.size["shortest_edge"], processor.crop_size["height"]
+    notes.append(
+        f"it holds no preprocessing: short side {side}, crop {crop}, {processor.channel_order.upper()} by Apple's "
+        "rule; for another pass --model"
+    )
+    return processor
 
 
 def _tensors_of(
