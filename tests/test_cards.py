@@ -197,6 +197,12 @@ def test_lines_that_load():
     assert ModelCard(card).data.pipeline_tag == "image-feature-extraction"
 
 
+@pytest.mark.parametrize("architectures", [[3], [None], 3, {"a": 1}, "text", []])
+def test_a_config_that_names_no_class(architectures):
+    card = checkpoint_card(MobileViTConfig(architectures=architectures), name="a", facts=[])
+    assert ModelCard(card).data.pipeline_tag == "image-classification"
+
+
 @pytest.mark.parametrize("config", [
     MobileViTConfig(n_attn_blocks=[1, 1, 1]), MobileViTConfig(use_fusion=False), MobileViTV2Config(attn_norm="layer"),
 ])  # fmt: skip

@@ -21,7 +21,7 @@ from test_conversion import XXS, check_logits, save, weights
 
 import mobilevit_hub as mh
 from mobilevit_hub.cli import main
-from mobilevit_hub.conversion import convert, verify
+from mobilevit_hub.conversion import convert, libraries, verify
 from mobilevit_hub.image_processing import processor_for
 
 pytestmark = pytest.mark.torch
@@ -53,6 +53,13 @@ def in_this_process(monkeypatch):
 
 
 @pytest.fixture
+def without_keras(monkeypatch):
+    """As where Keras is not installed."""
+    found = libraries.find_spec
+    monkeypatch.setattr(libraries, "find_spec", lambda name: None if name == "keras" else found(name))
+
+
+@pytest.fixture
 def folder(tmp_path):
     """A small checkpoint without a card."""
     config = tiny_config(1, n_attn_blocks=[1, 1, 1], id2label={0: "cat", 1: "dog"}, num_labels=None)
@@ -69,6 +76,12 @@ def rewrite(folder, change):
         metadata = opened.metadata()
     change(tensors)
     save_file(tensors, file, metadata)
+
+
+def make_logits_infinite(tensors):
+    """By weights that are finite."""
+    for name in ("classifier.weight", "classifier.bias"):
+        tensors[name][:] = np.finfo(np.float32).max
 
 
 def git_blob(content):
@@ -182,6 +195,55 @@ def test_convert_options(run, tmp_path):
     assert mh.image_processor(tmp_path / "out").channel_order == "rgb"
 
 
+def test_labels_from_a_file_of_another_system(run, tmp_path):
+    """A byte order mark, two characters at the end of a line, and a label with a line separator in it."""
+    kinds = ["dög", "one\u2028label", *(f"kind {i}" for i in range(2, 200))]
+    (tmp_path / "labels.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(kinds).encode() + b"\r\n")
+    code, _, said = run("convert", EMBEDDED, tmp_path / "out", "--labels", tmp_path / "labels.txt", "--no-verify")
+    assert (code, said) == (0, "")
+    assert list(mh.from_pretrained(tmp_path / "out").config.id2label.values()) == kinds
+
+
+def test_convert_where_one_library_alone_can_run(run, in_this_process, without_keras, folder, tmp_path):
+    """transformers has no network of these depths."""
+    code, printed, said = run("convert", folder, tmp_path / "out")
+    assert (code, table(printed)) == (1, {})
+    assert "nothing could be compared: only PyTorch can run it here" in one_line(said) and "--no-verify" in said
+    assert not (tmp_path / "out").exists()
+    assert run("convert", folder, tmp_path / "out", "--no-verify")[0] == 0
+
+
+def test_a_failed_check_as_json_has_its_report(run, in_this_process, without_keras, tmp_path):
+    network = awake(MODELS["mobilevit"](tiny_config(1)))
+    network.save_pretrained(tmp_path / "tiny", processor=processor_for(72, 64, "bilinear", "rgb"))
+    rewrite(tmp_path / "tiny", make_logits_infinite)
+    code, printed, said = run("convert", tmp_path / "tiny", tmp_path / "out", "--json")
+    error = json.loads(printed, parse_constant=pytest.fail)["error"]  # NaN is no JSON
+    assert code == 1 and error["type"] == "ExportError" and error["message"] in one_line(said)
+    report = error["report"]
+    assert (report["passed"], report["reference"], len(report["rows"])) == (False, "PyTorch", 14)
+    assert report["worst"]["place"] == "logits" and "Keras: keras is not installed" in report["not_checked"]
+
+
+SECRET = "hunter2"  # noqa: S105 - of nobody
+
+
+@pytest.mark.parametrize(("url", "options"), [
+    (f"https://127.0.0.1/my weights.pt?token={SECRET}", []),
+    (f"https://me:{SECRET} @127.0.0.1/x.pt", []),
+    (f"https://me:{SECRET}@127.0.0.1/x.pt", []),
+    (f"https://me:{SECRET}#3@127.0.0.1/x.pt", []),
+    (f"https://me:{SECRET}/3@127.0.0.1/x.pt", []),
+    (f"http://127.0.0.1/x.pt?token={SECRET}", []),
+    (f"https://127.0.0.1/weights?token={SECRET}", []),
+    (f"https://127.0.0.1/x.pt?token={SECRET}", ["--local-files-only"]),
+])  # fmt: skip
+def test_no_secret_of_an_address_is_shown(run, tmp_path, url, options):
+    code, printed, said = run("convert", url, tmp_path / "out", "--json", *options)
+    assert code == (1 if options else 2)
+    assert SECRET not in printed + one_line(said)
+
+
 @QUIET
 @pytest.mark.parity
 def test_progress_is_shown_to_people_unless_quiet(run, in_this_process, monkeypatch, folder, tmp_path):
@@ -253,6 +315,17 @@ def test_verify_sees_one_changed_value(run, folder):
     assert code == 1 and json.loads(printed)["error"]["type"] == "IntegrityError"
 
 
+def test_verify_sees_labels_that_are_gone(run, folder):
+    """Also where those that a config has by default are as many."""
+    config = json.loads((folder / "config.json").read_text())
+    del config["id2label"], config["label2id"]
+    (folder / "config.json").write_text(json.dumps(config))
+    code, printed, said = run("verify", folder)
+    assert (code, printed) == (1, "") and "but were saved as" in one_line(said)
+    code, printed, _ = run("verify", folder, "--json")
+    assert code == 1 and json.loads(printed)["error"]["type"] == "IntegrityError"
+
+
 def test_verify_sees_weights_of_another_folder(run, folder, tmp_path):
     config = tiny_config(1, n_attn_blocks=[1, 1, 1], num_labels=2)
     awake(MODELS["mobilevit"](config), seed=1).save_pretrained(tmp_path / "other")
@@ -265,12 +338,7 @@ def test_verify_sees_weights_of_another_folder(run, folder, tmp_path):
 @pytest.mark.parity
 def test_verify_of_what_nobody_has_hashed(run, in_this_process, folder):
     """A folder of others; and its logits are infinite."""
-
-    def change(tensors):
-        for name in ("classifier.weight", "classifier.bias"):
-            tensors[name][:] = np.finfo(np.float32).max
-
-    rewrite(folder, change)
+    rewrite(folder, make_logits_infinite)
     config = json.loads((folder / "config.json").read_text())
     del config["save_id"]
     (folder / "config.json").write_text(json.dumps(config))
@@ -323,6 +391,18 @@ def test_push_what_was_converted(run, hub, folder, tmp_path):
     assert b"sha256 of the source" in written["README.md"]
     written["README.md"] = written["README.md"].replace(b"path/to/this-folder", b"me/tiny")  # where it is now
     assert repository.files == written
+
+
+def test_push_shows_bars_to_people_unless_quiet(run, hub, folder, monkeypatch):
+    import huggingface_hub.utils  # noqa: F401 - whose function hides the module of that name
+
+    bars = sys.modules["huggingface_hub.utils.tqdm"]
+    monkeypatch.setattr(bars, "HF_HUB_DISABLE_PROGRESS_BARS", None)  # which the tests set
+    monkeypatch.setattr(bars, "progress_bar_states", {})
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert "model.safetensors" in run("push", folder, "me/one")[2]
+    assert run("push", folder, "me/two", "--quiet")[2] == ""
+    assert set(hub.repositories) == {"me/one", "me/two"}
 
 
 def test_push_to_a_branch_as_a_pull_request(run, hub, folder):

@@ -5,6 +5,7 @@ import json
 import shutil
 import tempfile
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from test_conversion import V2, XXS, load, save, weights
 
 from mobilevit_hub.cli import main
 from mobilevit_hub.configuration import config_from_dict
+from mobilevit_hub.conversion import convert
+from mobilevit_hub.errors import InputError, NotFoundError, SaveError
 from mobilevit_hub.image_processing import processor_for
 from mobilevit_hub.names import renames
 from mobilevit_hub.presets import get_preset, list_presets
@@ -347,6 +350,20 @@ def test_what_is_not_there(refused, tmp_path):
     refused(tmp_path / "notes.txt", words=["notes.txt"])
 
 
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that is there and cannot be read")
+@pytest.mark.parametrize("kind", [*map(ending, DAMAGED)])
+def test_a_file_that_cannot_be_read(refused, tmp_path_factory, kind):
+    source = tmp_path_factory.mktemp("unreadable") / f"x{kind}"
+    source.symlink_to("/proc/self/mem")
+    refused(source, words=[f"{source}: cannot be read: "])
+
+
+def test_no_place_for_temporary_files(refused, apple, tmp_path, monkeypatch):
+    source = save(tmp_path / "x.safetensors", apple)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))  # what the system found, or TMPDIR named
+    refused(source, words=["No temporary folder can be made: No such file or directory", "set TMPDIR"])
+
+
 @pytest.mark.parametrize("name", ["~nobody_/x.pt", "a" * 5000 + ".pt", "x/" + "a" * 5000])
 def test_names_that_no_system_takes(refused, apple, tmp_path, name):
     refused(name, words=name[:100])
@@ -411,6 +428,42 @@ def test_an_output_that_is_there(refused, apple, tmp_path):
     (tmp_path / "out" / "mine.txt").write_text("mine")
     refused(source, "--no-verify", code=2, words=["is there already", "--overwrite"])
     assert load(source).keys() == apple.keys()
+
+
+@pytest.mark.parametrize("kind", [".onnx", ".ONNX", ".tflite", ".npz", ".ckpt", ".zip"])
+def test_an_output_of_another_kind_is_refused_at_once(tmp_path, kind):
+    """Not even the source, which is not there, is looked for."""
+    output = tmp_path / f"out{kind}"
+    with pytest.raises(InputError, match=rf"'out{kind}' ends in {kind}, which is no format of conversion; expected a"):
+        convert(tmp_path / "none.pt", output, verify=False)
+    with pytest.raises(NotFoundError, match=r"none\.pt"):
+        convert(tmp_path / "none.pt", output, to="folder", verify=False)
+
+
+@pytest.mark.parametrize("name", ["x.pt", "x.safetensors", pytest.param("x.keras", marks=pytest.mark.tf)])
+def test_an_output_in_a_folder_that_is_not_there_is_refused_at_once(tmp_path, name):
+    with pytest.raises(SaveError, match="the folder above it does not exist") as caught:
+        convert(tmp_path / "none.pt", tmp_path / "none" / name, verify=False)
+    assert caught.value.path == str(tmp_path / "none" / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_home_folder_in_an_output(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for name in ("out", "out.safetensors"):
+        found = convert("mobilevit-xxs-tiny-imagenet", f"~/{name}", verify=False)
+        assert found.output == str(tmp_path / name) and (tmp_path / name).exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["~nobody_/none/x.pt", "a" * 300 + ".safetensors", "a" * 300, "x\0.safetensors"])
+def test_outputs_that_no_system_takes(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SaveError, match="Cannot save"):
+        convert("mobilevit-xxs-tiny-imagenet", name, verify=False)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_error_as_json(apple, tmp_path, capsys):

@@ -7,13 +7,14 @@ import struct
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import hiding
 import numpy as np
 import pytest
 
 import mobilevit_hub.h5_files as module
-from mobilevit_hub.errors import CheckpointError, ConfigError, MobileViTHubError, NotFoundError
+from mobilevit_hub.errors import CheckpointError, ConfigError, MobileViTHubError, NotFoundError, SourceError
 from mobilevit_hub.h5_files import check_weights_h5, inspect_keras, read_h5
 
 h5py = pytest.importorskip("h5py", reason="needs h5py")
@@ -205,6 +206,32 @@ def test_the_old_file_comes_under_our_names_and_in_our_layout(tmp_path, rng):
     assert tensors.keys() == expected.keys()
     for name, tensor in tensors.items():
         assert np.array_equal(tensor, expected[name]), name
+
+
+@pytest.mark.parametrize("kind", [">f4", ">f2", ">f8"])
+def test_numbers_of_the_other_byte_order_keep_their_values(tmp_path, rng, kind):
+    matrix = rng.normal(size=(5, 3)).astype(kind)
+    with h5py.File(tmp_path / "tf_model.h5", "w") as file:
+        file["classifier/kernel:0"] = matrix.T
+        assert file["classifier/kernel:0"].dtype.str == kind
+    (tensor,) = read_h5(tmp_path / "tf_model.h5").values()
+    assert tensor.dtype == np.dtype(kind[1:]) and tensor.dtype.isnative
+    assert tensor.tolist() == matrix.tolist()
+
+
+@pytest.mark.skipif(np.dtype(np.longdouble).itemsize <= 8, reason="needs long doubles that are longer than doubles")
+@pytest.mark.parametrize("read", [check_weights_h5, read_h5])
+def test_numbers_that_are_longer_than_doubles_are_refused(tmp_path, read):
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["classifier/kernel:0"] = np.ones((5, 3), np.longdouble)
+    refused(CheckpointError, read, tmp_path / "x.h5", "'classifier/kernel:0' is no array of", "float")
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that is there and cannot be read")
+@pytest.mark.parametrize("read", [check_weights_h5, read_h5, inspect_keras])
+def test_a_file_that_cannot_be_read(tmp_path, read):
+    (tmp_path / "file").symlink_to("/proc/self/mem")
+    refused(SourceError, read, tmp_path / "file", "cannot be read: ")
 
 
 # --------------------------------------------------------------------------------------------------

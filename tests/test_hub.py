@@ -530,11 +530,39 @@ def test_a_wrong_processor_is_a_config_error(tmp_path, tiny_files, data, word):
 
 
 def test_timm_settings_without_a_size_are_a_config_error(tmp_path):
-    for settings in ({}, {"input_size": []}, {"input_size": [3, "x"]}, {"input_size": [3, 256, 256], "crop_pct": 0}):
+    right = {"input_size": [3, 256, 256]}
+    for settings in ({}, {"input_size": []}, {"input_size": [3, "x"]}, right | {"crop_pct": 0}, [right], "text", 5):
         data = {"architecture": "mobilevit_xxs", "pretrained_cfg": settings}
         (tmp_path / "config.json").write_text(json.dumps(data))
         with pytest.raises(ConfigError, match="pretrained_cfg"):
             mh.image_processor(tmp_path)
+
+
+@pytest.mark.parametrize(("changes", "is_right"), [
+    ({}, True), ({"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}, True),
+    ({"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}, False),
+    ({"mean": [0.5, 0.5, 0.5]}, False), ({"std": [0.5, 0.5, 0.5]}, False),
+])  # fmt: skip
+def test_timm_settings_that_normalise_are_refused(tmp_path, changes, is_right):
+    settings = {"input_size": [3, 256, 256], "crop_pct": 0.9, **changes}
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "mobilevit_xxs", "pretrained_cfg": settings}))
+    if is_right:
+        assert mh.image_processor(tmp_path).size == {"shortest_edge": 284}
+        return
+    with pytest.raises(ConfigError, match="pretrained_cfg subtracts mean .* and divides by std .*\\[0, 1\\]") as caught:
+        mh.image_processor(tmp_path)
+    assert str(tmp_path / "config.json") in str(caught.value)
+
+
+def test_labels_of_a_timm_folder(tmp_path):
+    state = reference.state_dict("mobilevit_xxs", "timm")
+    state |= {name: state[name][:3].copy() for name in ("head.fc.weight", "head.fc.bias")}
+    (tmp_path / "model.safetensors").write_bytes(to_safetensors(state, {"format": "pt"}))
+    config = {"architecture": "mobilevit_xxs", "num_classes": 3, "label_names": ["cat", "dög", "水"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert mh.from_pretrained(tmp_path).config.id2label == {0: "cat", 1: "dög", 2: "水"}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"label_names": ["cat", "dog"]}))
+    assert mh.from_pretrained(tmp_path).config.id2label == {i: f"LABEL_{i}" for i in range(3)}
 
 
 def test_framework_and_task_choose_the_class(folder):

@@ -1,6 +1,7 @@
 """Uploads to a Hub in miniature: what arrives loads again; what is wrong is refused in one line and sends nothing."""
 
 import json
+import re
 import shutil
 import warnings
 from itertools import product
@@ -13,6 +14,7 @@ from huggingface_hub import ModelCard, constants
 from networks import MODELS, awake, tiny_config
 
 import mobilevit_hub as mh
+from mobilevit_hub.cards import checkpoint_card
 from mobilevit_hub.errors import (
     AccessError,
     CheckpointError,
@@ -121,6 +123,15 @@ def test_a_folder_without_a_card_gets_one_in_the_upload_only(hub, folder):
     assert f"| parameters | {sum(p.numel() for p in network.parameters()):,} |" in card.text
     assert "from_pretrained('me/new')" in card.text and "shorter side of 72 pixels" in card.text
     assert "license" not in card.data.to_dict()
+
+
+def test_a_card_that_opens_the_folder_opens_the_repository_once_it_is_there(hub, folder):
+    text = checkpoint_card(mh.from_pretrained(folder).config, name="mine", facts=[])
+    (folder / "README.md").write_text(text, "utf-8")
+    push(folder, "me/new", token=WRITER)
+    lines = re.findall(r"from_pretrained\(('[^']*')", hub.repositories["me/new"].files["README.md"].decode())
+    assert lines == ["'me/new'"] * text.count("from_pretrained(") and len(lines) > 1
+    assert (folder / "README.md").read_text("utf-8") == text
 
 
 def test_a_card_on_the_hub_is_not_replaced_by_a_generated_one(hub, folder):
@@ -255,6 +266,36 @@ def test_cards_with_broken_metadata(hub, folder, card, word):
     (folder / "README.md").write_bytes(card)
     refused(ConfigError, "README.md", word, folder=folder)
     assert not hub.requests
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "preprocessor_config.json", "README.md", "curve.png"])
+def test_a_link_that_leaves_the_folder_is_not_followed(hub, folder, tmp_path, name):
+    (folder / "README.md").write_text(f"{CARD}![curve](curve.png)")
+    (folder / "curve.png").write_bytes(b"picture")
+    (tmp_path / "secret").write_bytes((folder / name).read_bytes())
+    (folder / name).unlink()
+    (folder / name).symlink_to(tmp_path / "secret")
+    refused(InputError, f"{folder / name} is a link to", "outside the folder", folder=folder)
+    assert not hub.requests
+
+
+def test_the_links_of_the_cache_are_followed(hub, folder, tmp_path):
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "snapshot").mkdir()
+    for path in folder.iterdir():
+        (tmp_path / "snapshot" / path.name).symlink_to(path.rename(tmp_path / "blobs" / f"of-{path.name}"))
+    push(tmp_path / "snapshot", "me/new", token=WRITER)
+    assert hub.repositories["me/new"].files == contents(tmp_path / "snapshot")
+
+
+@pytest.mark.parametrize("architectures", [[3], [None], 3, {"a": 1}])
+def test_a_config_that_names_no_class(hub, folder, architectures):
+    (folder / "README.md").unlink()
+    data = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(data | {"architectures": architectures}))
+    push(folder, "me/new", token=WRITER)
+    card = ModelCard(hub.repositories["me/new"].files["README.md"].decode())
+    assert card.data.pipeline_tag == "image-classification"
 
 
 @pytest.mark.parametrize("token", [None, True, False, "", "hf_with space", "hf_line\nbreak", "hf_ä"])

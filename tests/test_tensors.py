@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.numpy import save
 from safetensors.torch import save as torch_safetensors
 
-from mobilevit_hub.errors import CheckpointError, MobileViTHubError, NotFoundError
+from mobilevit_hub.errors import CheckpointError, MobileViTHubError, NotFoundError, SourceError
 from mobilevit_hub.tensors import check_values, listed, read_tensors, to_safetensors
 
 pytestmark = pytest.mark.torch
@@ -147,15 +147,21 @@ def test_the_safetensors_library_reads_what_is_written(tmp_path):
     lambda s: {"state_dict": s, "epoch": 3}, lambda s: {"model": s}, lambda s: {"ema": s},
     lambda s: {"model_state_dict": s, "optimizer": {"lr": 0.1}}, lambda s: {"model": {"state_dict": s}},
     lambda s: {f"module.{k}": v for k, v in s.items()}, lambda s: {"model": {f"module.{k}": v for k, v in s.items()}},
+    lambda s: {"ema_model": s}, lambda s: {"model_ema": {"state_dict": s}},
+    *(lambda s, p=p: {p + k: v for k, v in s.items()} for p in ("_orig_mod.", "module._orig_mod.", "_orig_mod.module.")),
 ])  # fmt: skip
 def test_wrappers_of_training_scripts_are_taken_off(tmp_path, wrap):
     state = {name: torch.from_numpy(value) for name, value in GOOD.items()}
     assert_good(read_tensors(torch_file(tmp_path, wrap(state)))[0])
 
 
-def test_a_file_with_two_sets_of_weights_lists_the_choices(tmp_path):
+@pytest.mark.parametrize(("one", "other"), [
+    ("model", "ema"), ("model", "model_ema"), ("model", "ema_model"), ("model", "ema_state_dict"),
+    ("state_dict", "state_dict_ema"), ("model_state_dict", "ema_model_state_dict"),
+])  # fmt: skip
+def test_a_file_with_two_sets_of_weights_lists_the_choices(tmp_path, one, other):
     state = {"w": torch.zeros(1)}
-    refused(torch_file(tmp_path, {"model": state, "ema": state}), "model", "ema")
+    refused(torch_file(tmp_path, {one: state, other: state}), "holds several sets of weights", f"({one}, {other})")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -180,6 +186,15 @@ def test_files_that_people_download_by_mistake_are_named(tmp_path, name, content
 def test_a_missing_file_is_not_found(tmp_path):
     with pytest.raises(NotFoundError, match="no such file"):
         read_tensors(tmp_path / "model.safetensors")
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that is there and cannot be read")
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_file_that_cannot_be_read(tmp_path, name):
+    (tmp_path / name).symlink_to("/proc/self/mem")
+    with pytest.raises(SourceError, match="cannot be read: ") as caught:
+        read_tensors(tmp_path / name)
+    assert str(caught.value).startswith(f"{tmp_path / name}: ") and "\n" not in str(caught.value)
 
 
 # --------------------------------------------------------------------------------------------------
