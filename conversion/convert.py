@@ -89,7 +89,7 @@ def convert(
         ExportError: The result does not compute what the others compute; nothing was written.
         SaveError: It could not be written; what was there before is kept.
     """
-    output = Path(output).expanduser()
+    output = Path(os.path.expanduser(output))  # noqa: PTH111 - which leaves an unknown ~user as it is
     target = _target(output, to)
     _check_place(output, target)
     if not overwrite and os.path.lexists(output) and not (output.is_dir() and not any(output.iterdir())):
@@ -183,7 +183,8 @@ def _check_place(output: Path, target: str) -> None:
 def _card(source: Source) -> str:
     """The model card: where the weights come from, under which licence, and their digests."""
     # Where a file lies on this machine is nobody's business.
-    name = source.name if not source.file.exists() or source.name == source.network else Path(source.name).name
+    place = os.path.expanduser(source.name)  # noqa: PTH111 - of addresses too, which Path changes
+    name = Path(place).absolute().name if os.path.exists(place) else source.name  # noqa: PTH110
     facts = [
         ("source", name),
         ("kind", TITLES[source.scheme]),
@@ -250,7 +251,7 @@ def _file_content(source: Source, folder: Path, target: str, output: Path) -> by
 def _check_file(content: bytes, source: Source, folder: Path, target: str, output: Path) -> None:
     """Raises unless a file that is about to be written opens again as the same weights."""
     with temporary_folder() as temporary:
-        file = temporary / output.name
+        file = temporary / f"result{'.weights.h5' if output.suffix == '.h5' else output.suffix}"
         file.write_bytes(content)
         with open_source(file, model=folder) as again:
             found = again.tensors

@@ -87,8 +87,8 @@ def _problem(url: str) -> str:
     try:
         parts = urlsplit(url)
         _ = parts.port
-    except ValueError as error:
-        return f"{error}"
+    except ValueError:
+        return "its host or port is malformed"
     # Not shown: what stands before the @ may be a password.
     if "@" in parts.netloc:
         return "it has a user name or password in it, which is not accepted"

@@ -56,7 +56,7 @@ def read_keras(file: Path, config: Any = None) -> tuple[dict[str, np.ndarray], A
         }
         if config is None:
             config = _recognise(shapes, file)
-        if not config.num_labels:
+        if not config.num_labels or len(shapes) == len(tensor_shapes(config, None)):
             task = "features"
         model = runtimes.model_class(config.model_type, "tf", task)(config)
         found, expected = len(shapes), len(model.named_weights())

@@ -115,7 +115,7 @@ def open_source(
     if unknown := places.keys() - set(PLACES):
         raise InputError(f"There is no option {min(unknown)!r}.", field=min(unknown))
     if "://" in name and places.get("local_files_only"):
-        raise OfflineError("An address needs the network, which local_files_only=True forbids.", path=name)
+        raise OfflineError("An address needs the network, which local_files_only=True forbids.")
     if sha256 is not None:
         checked_sha256(sha256)  # before anything is downloaded
     if channel_order not in (None, "bgr", "rgb"):

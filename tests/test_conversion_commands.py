@@ -237,6 +237,7 @@ SECRET = "hunter2"  # noqa: S105 - of nobody
     (f"http://127.0.0.1/x.pt?token={SECRET}", []),
     (f"https://127.0.0.1/weights?token={SECRET}", []),
     (f"https://127.0.0.1/x.pt?token={SECRET}", ["--local-files-only"]),
+    (f"https://me:{SECRET}@127.0.0.1/x.pt", ["--local-files-only"]),
 ])  # fmt: skip
 def test_no_secret_of_an_address_is_shown(run, tmp_path, url, options):
     code, printed, said = run("convert", url, tmp_path / "out", "--json", *options)

@@ -142,7 +142,8 @@ def preset_metadata(preset: Preset) -> dict[str, Any]:
 
 def _task_of(config: Any) -> str:
     """The task as the Hub calls it."""
-    architecture = str((getattr(config, "architectures", None) or [""])[0])
+    architectures = getattr(config, "architectures", None)
+    architecture = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
     return "image-feature-extraction" if architecture.endswith(("Model", "Backbone")) else "image-classification"
 
 

@@ -249,8 +249,7 @@ def convert_command(arguments: argparse.Namespace) -> int:
 def _lines_of(path: str) -> list[str]:
     """The lines of a text file, without an empty one at the end."""
     try:
-        lines = Path(path).read_text("utf-8-sig").removesuffix("\n").split("\n")
-        return [line.removesuffix("\r") for line in lines]
+        return Path(path).read_text("utf-8-sig").removesuffix("\n").split("\n")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is no UTF-8 text"
         raise InputError(f"--labels {path!r}: {reason}.", path=path, field="labels") from error

@@ -38,6 +38,9 @@ class _CheckedConfig:
         values = {**self.new_defaults, **values}
         self._warn_about_unknown(values)
         ids = values.get("label2id")
+        if values.get("id2label") == ids == {}:  # how a config without labels is written
+            del values["id2label"], values["label2id"]
+            values["num_labels"], ids = 0, None
         if values.get("id2label") is None and isinstance(ids, dict) and ids:
             values["id2label"] = {i: label for label, i in ids.items()}
         if values.get("id2label") is not None:

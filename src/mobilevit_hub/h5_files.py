@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from .errors import CheckpointError, MobileViTHubError, NotFoundError, require
+from .files import readable
 from .json_files import MAX_BYTES as MAX_CONFIG_BYTES
 from .json_files import parse_json
 from .structure import HEADS
@@ -125,7 +126,8 @@ def inspect_keras(path: str | Path) -> dict[str, Any]:
 def _refuse_other_files(path: Path) -> None:
     if not path.is_file():
         raise NotFoundError(f"{path}: no such file.", path=path)
-    refuse_text(path)
+    with readable(path):
+        refuse_text(path)
 
 
 def _refused(path: Any, name: str, what: str) -> CheckpointError:

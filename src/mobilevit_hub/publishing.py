@@ -166,7 +166,7 @@ def _new_card(checkpoint: Checkpoint, config: Any, tensors: dict[str, np.ndarray
     parameters = sum(t.size for n, t in tensors.items() if not n.endswith(("_mean", "_var", "num_batches_tracked")))
     processor = checkpoint.processor_data
     facts = [
-        ("network", (config.architectures or [config.model_type])[0]),
+        ("network", config.model_type),
         ("parameters", f"{parameters:,}"),
         ("classes", f"{config.num_labels:,}"),
         ("sha256 of model.safetensors", sha256_of(checkpoint.weights_file)),

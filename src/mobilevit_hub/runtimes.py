@@ -143,7 +143,8 @@ def processor_of_preset(preset: Preset) -> MobileViTImageProcessor:
 
 def _processor_of_timm(checkpoint: Checkpoint) -> MobileViTImageProcessor:
     """timm's rule: short side = crop / crop_pct, rounded down. The stem was turned to Apple's order."""
-    settings = checkpoint.config_data.get("pretrained_cfg") or {}
+    settings = checkpoint.config_data.get("pretrained_cfg")
+    settings = settings if isinstance(settings, dict) else {}
     if settings.get("mean") not in (None, [0, 0, 0]) or settings.get("std") not in (None, [1, 1, 1]):
         raise ConfigError(
             f"{checkpoint.config_file}: pretrained_cfg subtracts mean {settings.get('mean')!r} and divides by std "

@@ -217,7 +217,7 @@ def _unwrap(content: Any, path: Path) -> dict[str, Any]:
                 path=path,
             )
         content = content[inside[0]]
-    for prefix in ("module.", "_orig_mod."):  # of parallel and of compiled models
+    for prefix in ("module.", "_orig_mod.", "module."):  # of parallel and of compiled models, in either order
         if content and all(str(key).startswith(prefix) for key in content):
             content = {key.removeprefix(prefix): value for key, value in content.items()}
     return content
