@@ -1,4 +1,4 @@
-"""Conversion of published checkpoints into the folder that both twins read, back, and to the phone."""
+"""Conversion of published checkpoints into the folder that both twins read, and back."""
 
 # At once, not on first use: the modules have the names of the functions and would hide them.
 from .convert import Conversion, convert

@@ -14,9 +14,9 @@ import numpy as np
 from mobilevit_hub.cards import checkpoint_card, preset_metadata
 from mobilevit_hub.errors import ExportError, InputError, SaveError, require
 from mobilevit_hub.files import temporary_folder, write_file, write_folder
-from mobilevit_hub.hub import WEIGHT_FILES
+from mobilevit_hub.hub import CONFIG_FILE, PROCESSOR_FILE, WEIGHT_FILES
 from mobilevit_hub.names import SCHEMES, Rename, renames, to_theirs
-from mobilevit_hub.saving import save_checkpoint
+from mobilevit_hub.saving import CARD_FILE, save_checkpoint
 from mobilevit_hub.structure import COUNTER
 from mobilevit_hub.tensors import listed, read_tensors, to_safetensors
 
@@ -29,7 +29,6 @@ TARGETS = ("folder", "cvnets", "timm", "keras")
 _TARGET_OF_ENDING = {
     ".pt": "cvnets", ".pth": "timm", ".bin": "timm", ".safetensors": "timm", ".keras": "keras", ".h5": "keras",
 }  # fmt: skip
-_FOREIGN_ENDINGS = {".onnx", ".tflite", ".npz", ".ckpt", ".pkl", ".zip", ".json", ".txt"}
 
 
 @dataclass(frozen=True)
@@ -123,6 +122,7 @@ def convert(
                     path=opened.name,
                     report=report,
                 )
+        notes = [*opened.notes, *_left_behind(opened, output, target)]
         if target == "folder":
             write_folder(output, {file.name: file.read_bytes() for file in folder.iterdir()})
         else:
@@ -139,7 +139,7 @@ def convert(
             git_blob=opened.git_blob,
             output=str(output),
             target=target,
-            notes=opened.notes,
+            notes=notes,
             parity=report,
         )
 
@@ -147,10 +147,10 @@ def convert(
 def _target(output: Path, to: str | None) -> str:
     """The kind of output: as asked for, or as its ending says."""
     by_ending = _TARGET_OF_ENDING.get(output.suffix)
-    if to is None and by_ending is None and output.suffix.lower() in _FOREIGN_ENDINGS:
+    if to is None and by_ending is None and output.suffix[1:].isalpha():  # not the .0 of mobilevitv2-1.0
         raise InputError(
-            f"{output.name!r} ends in {output.suffix}, which is no format of conversion; expected a folder, .pt, "
-            ".safetensors, .bin, .pth, .keras or .weights.h5.",
+            f"{output.name!r} ends in {output.suffix}, which is no format of conversion; expected .pt, .safetensors, "
+            ".bin, .pth, .keras, .weights.h5 or a folder (--to folder).",
             field="output",
         )
     target = to or by_ending or "folder"
@@ -210,6 +210,20 @@ def _check_round_trip(source: Source, folder: Path) -> None:
     else:
         expected = source.tensors
     _check_equal(written, expected, source.name)
+
+
+def _left_behind(source: Source, output: Path, target: str) -> list[str]:
+    """What the output does not hold, or holds beside what is written."""
+    if target == "folder":
+        written = {CARD_FILE, CONFIG_FILE, PROCESSOR_FILE, WEIGHT_FILES[0]}
+        is_folder = os.path.isdir(output)  # noqa: PTH112 - Path's own question raises on names that are too long
+        others = sorted(path.name for path in output.iterdir() if path.name not in written) if is_folder else []
+        return [f"other files stay in {output.name}: {listed(others)}"] if others else []
+    if output.suffix == ".keras" or source.published is not None:
+        return []
+    return [
+        f"{output.name} holds no class names and no preprocessing: to come back pass --model and a folder with both"
+    ]
 
 
 def _names(source: Source, scheme: str) -> Iterator[Rename]:

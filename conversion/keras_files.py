@@ -22,7 +22,7 @@ from .recognition import backbones, config_of
 _WEIGHTS = "model.weights.h5"
 
 
-def read_keras(file: Path, config: Any = None) -> tuple[dict[str, np.ndarray], Any]:
+def read_keras(file: Path, config: Any = None) -> tuple[dict[str, np.ndarray], Any, dict[str, Any] | None]:
     """Reads one of our own Keras models. The model is built by this package's code, never by what the file says.
 
     Args:
@@ -31,19 +31,20 @@ def read_keras(file: Path, config: Any = None) -> tuple[dict[str, np.ndarray], A
             network with these shapes.
 
     Returns:
-        The tensors by our names, and the config.
+        The tensors by our names, the config, and the content of `preprocessor_config.json` where the file has it.
 
     Raises:
         CheckpointError: The file is damaged, unsafe, or of another model.
         MissingDependencyError: Keras is not installed.
     """
     require("keras", "tf", f"Reading {file.name}")
-    task = "image-classification"
+    task, preprocessing = "image-classification", None
     with temporary_folder() as folder:
         weights = file
         if file.suffix == ".keras":
             content = inspect_keras(file)
             config = config_from_dict(content["config"]["config"], file)
+            preprocessing = content["config"].get("preprocessing")
             task = _task_of(content["class_name"], config.model_type, file)
             weights = folder / _WEIGHTS
             with zipfile.ZipFile(file) as archive:
@@ -74,7 +75,7 @@ def read_keras(file: Path, config: Any = None) -> tuple[dict[str, np.ndarray], A
             raise CheckpointError(
                 f"{file}: the weights do not fit {type(model).__name__}: {reason}", path=file
             ) from error
-    return model.checkpoint_tensors(), config
+    return model.checkpoint_tensors(), config, preprocessing
 
 
 def _task_of(class_name: str, model_type: str, file: Path) -> str:

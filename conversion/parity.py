@@ -162,7 +162,7 @@ def compare(
     """
     started = time.perf_counter()
     checkpoint, config, tensors = open_checkpoint(folder)
-    folder = checkpoint.weights_file.parent
+    folder = checkpoint.weights_file.parent.absolute()  # a relative one could be taken for an alias
     report = ParityReport()
     if "classifier.weight" not in tensors:
         report.not_checked.append("all that follows stage5: the checkpoint has no classifier")

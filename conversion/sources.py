@@ -26,6 +26,7 @@ from mobilevit_hub.errors import CheckpointError, InputError, IntegrityError, No
 from mobilevit_hub.files import readable, sha256_of, temporary_folder
 from mobilevit_hub.fitting import fit_tensors
 from mobilevit_hub.h5_files import read_h5
+from mobilevit_hub.image_processing import processor_from_dict
 from mobilevit_hub.names import SCHEMES, renames, to_ours
 from mobilevit_hub.presets import Preset, check_name, find_preset, get_preset, imagenet_labels
 from mobilevit_hub.runtimes import class_name, processor_of, processor_of_config, processor_of_preset
@@ -191,6 +192,8 @@ def _asked_for(model: str | Path | None) -> Preset | Checkpoint | None:
         return None
     if not str(model):
         raise InputError("model is empty; expected an alias, a folder or a config.json.", field="model")
+    if "/" not in str(model) and (preset := find_preset(str(model))) is not None:
+        return preset
     path = as_path(str(model))
     if path.name == hub.CONFIG_FILE and path.is_file():
         path = path.parent
@@ -217,7 +220,8 @@ def _read(
     """Reads a file strictly, as the config beside it, the one asked for, or the recognised network wants it."""
     notes: list[str] = []
     described = asked if isinstance(asked, Checkpoint) else checkpoint
-    theirs, config, scheme = _tensors_of(file, checkpoint, load_config(described) if described is not None else None)
+    config = load_config(described) if described is not None else None
+    theirs, config, scheme, preprocessing = _tensors_of(file, checkpoint, config)
     shapes = {tensor_name: tensor.shape for tensor_name, tensor in theirs.items()}
     if config is None or isinstance(asked, Preset):
         found = recognise(shapes, file)
@@ -242,7 +246,7 @@ def _read(
     if preset is not None and (checkpoint is None or isinstance(asked, Preset)):
         processor = processor_of_preset(preset)
     else:
-        processor = _processor_beside(described, config, notes)
+        processor = _processor_beside(described, preprocessing, config, file, notes)
     if channel_order is not None:
         processor.do_flip_channel_order = channel_order == "bgr"
     elif preset is not None and not is_known and found.scheme == "cvnets" and processor.do_flip_channel_order:
@@ -264,10 +268,14 @@ def _read(
     )  # fmt: skip
 
 
-def _processor_beside(described: Checkpoint | None, config: Any, notes: list[str]) -> Any:
-    """The preprocessing that stands beside the weights or beside the config; by Apple's rule where there is none."""
+def _processor_beside(
+    described: Checkpoint | None, preprocessing: dict[str, Any] | None, config: Any, file: Path, notes: list[str]
+) -> Any:
+    """The preprocessing in the file, or beside the config; by Apple's rule where there is none."""
     if described is not None:
         return processor_of(described)
+    if preprocessing is not None:
+        return processor_from_dict(preprocessing, file)
     processor = processor_of_config(config)
     side, crop = processor.size["shortest_edge"], processor.crop_size["height"]
     notes.append(
@@ -279,11 +287,11 @@ def _processor_beside(described: Checkpoint | None, config: Any, notes: list[str
 
 def _tensors_of(
     file: Path, checkpoint: Checkpoint | None, config: Any
-) -> tuple[dict[str, np.ndarray], Any, str | None]:
-    """The tensors of a file; its config, when it holds one; and the scheme that its kind implies."""
-    scheme = None
+) -> tuple[dict[str, np.ndarray], Any, str | None, dict[str, Any] | None]:
+    """The tensors of a file; its config and preprocessing, when it holds them; and the scheme that its kind implies."""
+    scheme = preprocessing = None
     if file.suffix == ".keras" or file.name.endswith(".weights.h5"):
-        tensors, stated = read_keras(file, config)
+        tensors, stated, preprocessing = read_keras(file, config)
         config, scheme = config if file.suffix == ".h5" else stated, "keras"
     elif file.suffix == ".h5":
         tensors, scheme = read_h5(file), "tf_model.h5"
@@ -292,7 +300,7 @@ def _tensors_of(
         if checkpoint is not None:
             check_save_id(checkpoint, metadata)
     check_values(tensors, file)
-    return tensors, config, scheme
+    return tensors, config, scheme, preprocessing
 
 
 def _check_asked(
@@ -333,7 +341,10 @@ def _published_as(name: str, found: Recognised, notes: list[str]) -> tuple[Prese
         return by_name, True  # type: ignore[return-value]  # None is in no list of rows
     row, *others = rows
     if found.head and found.num_labels != 1000:
-        notes.append(f"{found.num_labels} labels are not those of {row.name}, whose preprocessing is taken")
+        notes.append(
+            f"its {found.num_labels} labels have no names (--labels), and images are prepared as for {row.name}: short "
+            f"side {row.resize}, crop {row.crop}, {row.channel_order.upper()} (--model FOLDER says it better)"
+        )
     elif others:
         names = ", ".join(other.name for other in others)
         notes.append(
@@ -365,6 +376,8 @@ def _under_our_names(
 ) -> dict[str, np.ndarray]:
     """All tensors of the network by our names; batch counters that a file lacks are 0."""
     wanted = tensor_shapes(config, found.head)
+    if found.scheme == "timm" and bgr:
+        notes.append("the stem is turned from RGB, which timm takes, to BGR")
     if found.scheme in SCHEMES:
         tensors = to_ours(theirs, renames(config, found.scheme, found.head, bgr=bgr), file, TITLES[found.scheme])
     else:

@@ -76,5 +76,9 @@ def verify(name: str | Path, *, sha256: str | None = None, progress: bool = Fals
             )
         hashes.append("weights and config are as they were saved (save_id)")
     return Verification(
-        str(name), str(file), *found, hashes=hashes, parity=compare(checkpoint.config_file.parent, progress=progress)
+        str(name),
+        str(file),
+        *found,
+        hashes=hashes,
+        parity=compare(checkpoint.config_file.parent.absolute(), progress=progress),
     )

@@ -186,7 +186,10 @@ def test_convert_options(run, tmp_path):
     options = ["--labels", tmp_path / "labels.txt", "--model", "mobilevitv2-0.5-384", "--channel-order", "bgr"]
     sha256 = hashlib.sha256(source.read_bytes()).hexdigest()
     code, printed, _ = run("convert", source, tmp_path / "out", *options, "--sha256", sha256, "--no-verify")
-    assert code == 0 and "network   mobilevitv2-0.5-384, 1000 labels" in printed and "note" not in printed
+    assert code == 0 and "network   mobilevitv2-0.5-384, 1000 labels" in printed
+    assert [line for line in printed.splitlines() if line.startswith("note")] == [
+        "note      the stem is turned from RGB, which timm takes, to BGR"
+    ]
     config, processor = mh.from_pretrained(tmp_path / "out").config, mh.image_processor(tmp_path / "out")
     assert list(config.id2label.values()) == kinds and config.image_size == 384
     assert (processor.channel_order, processor.crop_size["height"]) == ("bgr", 384)

@@ -15,9 +15,10 @@ from test_conversion import V2, XXS, assert_same, config_of, halved, load, save,
 from test_download import certificate, server  # noqa: F401 - fixtures
 
 import mobilevit_hub as mh
-from mobilevit_hub.conversion import convert
+from mobilevit_hub.checkpoints import find_checkpoint
+from mobilevit_hub.conversion import compare, convert
 from mobilevit_hub.conversion.libraries import run_library
-from mobilevit_hub.errors import InputError
+from mobilevit_hub.errors import CheckpointError, InputError, MobileViTHubWarning
 from mobilevit_hub.image_processing import processor_for
 from mobilevit_hub.presets import get_preset, imagenet_labels
 
@@ -108,7 +109,7 @@ def test_nothing_is_claimed_of_an_unknown_file(tmp_path, scheme, name):
     known, *order = found.notes
     assert known.startswith("known as mobilevit-xxs by its shapes alone, so its licence is not")
     assert "1000 labels are named as ImageNet's" in known
-    assert [note.startswith("taken to take BGR") for note in order] == [True] * (scheme == "cvnets")
+    assert [note[:16] for note in order] == [{"cvnets": "taken to take BG", "timm": "the stem is turn"}[scheme]]
     assert all(note in card.text.replace("\\", "") for note in found.notes)
 
 
@@ -226,3 +227,28 @@ def test_a_network_without_a_classifier_goes_to_keras_and_back(tmp_path, ending,
     assert (found.kind, found.labels) == ("Keras", 0)
     assert_same(weights(tmp_path / "back"), weights(folder))
     assert config_of(tmp_path / "back") == config_of(folder)
+
+
+@QUIET
+@pytest.mark.parity
+def test_a_folder_named_like_a_checkpoint_is_meant_by_its_path_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = save(tmp_path / "weights.pt", reference.state_dict(XXS, "cvnets"))
+    convert(source, "mobilevit-xxs-tiny-imagenet", verify=False)
+    with pytest.warns(MobileViTHubWarning, match="write './mobilevit-xxs-tiny-imagenet'"):
+        assert find_checkpoint("mobilevit-xxs-tiny-imagenet").preset is not None
+    assert mh.from_pretrained("./mobilevit-xxs-tiny-imagenet").config.num_labels == 1000
+    report = compare("./mobilevit-xxs-tiny-imagenet", own_processes=False)
+    assert report.passed, report.lines()
+    Path("mobilevitv2-1.0").mkdir()
+    with pytest.raises(CheckpointError, match=r"holds a classifier \(mobilevit-xxs, .*'mobilevitv2-1.0' was asked for"):
+        convert(source, "out", model="mobilevitv2-1.0", verify=False)
+
+
+def test_files_of_another_checkpoint_that_stay_are_named(tmp_path):
+    source = save(tmp_path / "mobilevit_xxs.pt", reference.state_dict(XXS, "cvnets"))
+    convert(source, tmp_path / "out", verify=False)
+    (tmp_path / "out" / "training_log.json").write_text("{}")
+    found = convert(source, tmp_path / "out", verify=False, overwrite=True)
+    assert found.notes == ["other files stay in out: training_log.json"]
+    assert (tmp_path / "out" / "training_log.json").exists()

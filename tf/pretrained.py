@@ -190,6 +190,7 @@ class HubModel(keras.Model):
         self.config = config
         self.parts = parts
         self.arguments = arguments
+        self.preprocessing: dict[str, Any] | None = None
         self.draw_weights()
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -211,13 +212,18 @@ class HubModel(keras.Model):
         super().summary(line_length, positions, print_fn, expand_nested=expand_nested, **options)
 
     def get_config(self) -> dict[str, Any]:
-        """What `from_config` rebuilds the model from: the config, the arguments beside it, what is frozen."""
+        """What `from_config` rebuilds the model from: the config, the arguments beside it, what is frozen.
+
+        The content of the checkpoint's `preprocessor_config.json` stands there as well, so that a `.keras` file
+        says how its images are prepared.
+        """
         return {
             "name": self.name,
             "config": self.config.to_dict(),
             **self.arguments,
             "dtype": keras.dtype_policies.serialize(self.dtype_policy),
             "frozen": [name for name, layer in layers_of(self) if not layer.trainable],
+            "preprocessing": self.preprocessing,
         }
 
     @classmethod
@@ -226,8 +232,10 @@ class HubModel(keras.Model):
         values = {**config}
         network = config_from_dict(values.pop("config"), "model config", expected=cls.config_class)
         frozen, policy = values.pop("frozen", []), values.pop("dtype", None)
+        preprocessing = values.pop("preprocessing", None)
         with dtype_policy_scope(keras.dtype_policies.deserialize(policy) if policy else None):
             model = cls(network, **values)
+        model.preprocessing = preprocessing
         if frozen:
             for name, layer in layers_of(model):
                 layer.trainable = name not in frozen
@@ -330,6 +338,8 @@ class HubModel(keras.Model):
         arguments = {"image_size": image_size} | ({"out_features": out_features} if out_features else {})
         with dtype_policy_scope(dtype):
             model = cls(config, **arguments)
+        if checkpoint.preset is None or checkpoint.preset.folder:  # of others the record counts, not the file
+            model.preprocessing = checkpoint.processor_data
         weights = model.named_weights()
         tensors, report = fit_tensors(
             tensors,

@@ -221,6 +221,7 @@ def _loading_lines(config: Any, place: str) -> str:
     lines = [
         "import mobilevit_hub as mh, transformers",
         "",
+        *([f'print(mh.predict("photo.jpg", {source}))  # labels and probabilities'] if classifies else []),
         f"model = mh.from_pretrained({source}{task})  # PyTorch",
         f'model = mh.from_pretrained({source}{task}, framework="tf")  # Keras',
     ]
@@ -250,7 +251,8 @@ def _preprocessing_text(processor: Any) -> str:
     order = {"bgr": "blue, green, red", "rgb": "red, green, blue"}[processor.channel_order]
     steps.append(f"order the channels {order}")
     if processor.do_rescale:
-        steps.append(f"multiply by {processor.rescale_factor:.6g}")
+        factor = processor.rescale_factor
+        steps.append("divide by 255" if abs(255 * factor - 1) < 1e-6 else f"multiply by {factor:.6g}")
     text = ", ".join(steps)
     return f"{text[0].upper()}{text[1:]}; no mean is subtracted, no standard deviation divides."
 

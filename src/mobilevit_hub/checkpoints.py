@@ -90,6 +90,12 @@ def find_checkpoint(
     if preset is not None:
         if preset.unavailable:
             raise NotFoundError(f"{preset.name!r} cannot be loaded: {preset.unavailable}", path=name)
+        if as_path(name).is_dir():
+            warnings.warn(
+                f"{name!r} is a published checkpoint; for the folder of that name write './{name}'.",
+                MobileViTHubWarning,
+                stacklevel=3,
+            )
         if preset.folder:
             return _from_folder(PACKAGE / preset.folder, name, preset)
         return _from_hub(str(preset.hub_id), name, preset, options)

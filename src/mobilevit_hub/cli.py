@@ -143,8 +143,8 @@ def build_parser() -> argparse.ArgumentParser:
         "convert",
         commands.convert_command,
         "Convert weights of Apple, timm, transformers or Keras, and check the result.",
-        "mobilevit-hub convert mobilevit_s.pt mobilevit-s  # Apple's file to a folder for both frameworks\n"
-        "  mobilevit-hub convert mobilevit-s s.safetensors   # by name; timm's names\n"
+        "mobilevit-hub convert mobilevit_s.pt my-s         # Apple's file to a folder for both frameworks\n"
+        "  mobilevit-hub convert my-s mobilevit_s.safetensors # timm's names\n"
         "  mobilevit-hub convert https://host/mobilevitv2-1.5.pt out --model mobilevitv2-1.5-384 --sha256 0123…\n"
         "  mobilevit-hub convert my-model my-model.keras     # and back: convert my-model.keras my-model",
     )

@@ -243,6 +243,8 @@ def convert_command(arguments: argparse.Namespace) -> int:
     else:
         print("\n".join(map(plain_text, conversion.parity.lines())))
     print(f"wrote {plain_text(conversion.output)}")
+    if conversion.output.endswith(".keras"):
+        print("open it with: import keras, mobilevit_hub.tf; keras.models.load_model(...)")
     return 0
 
 
