@@ -220,7 +220,7 @@ def _open_timm(config: Any, tensors: dict[str, np.ndarray], bgr: bool) -> Run:
         import timm  # type: ignore[import-not-found]
     except ImportError as error:  # what it needs is missing; that it is there is known
         raise MissingDependencyError(f"it cannot be imported: {error}", field="timm") from error
-    network = timm.create_model(timm_architecture(config), pretrained=False, num_classes=config.num_labels)
+    network = timm.create_model(timm_architecture(config) or "", pretrained=False, num_classes=config.num_labels)
     run = _watch(_fill(network, tensors, config.model_type))
     return (lambda pixels: run(np.ascontiguousarray(pixels[:, ::-1]))) if bgr else run  # timm always takes RGB
 
