@@ -77,7 +77,8 @@ def convert(
             with their names), or `"keras"` (a `.keras` or `.weights.h5` file). Default: by the ending of `output`:
             `.pt` cvnets; `.safetensors`, `.bin`, `.pth` timm; `.keras`, `.weights.h5` Keras; else a folder.
         verify: Whether to run the result in every library that is installed and compare; see `parity.compare`.
-            That every tensor goes back to its source to the bit is always checked.
+            That the written tensors are those that were read, to the bit and under the source's names as well, is
+            always checked.
         overwrite: Whether an earlier output is replaced.
         options: `model`, `labels`, `channel_order`, `sha256`, `progress` and where to look; see `open_source`.
 

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -16,7 +14,6 @@ from huggingface_hub import ModelCard
 from networks import MODELS, awake, tiny_config
 from safetensors import safe_open
 from safetensors.numpy import save_file
-from test_cli import HEAVY
 from test_conversion import XXS, check_logits, save, weights
 
 import mobilevit_hub as mh
@@ -114,22 +111,6 @@ def test_help_has_examples(capsys, verb):
     assert f"mobilevit-hub {verb} " in printed.partition("examples:")[2]
 
 
-@pytest.mark.parametrize("arguments", [["convert", "--help"], ["push", "--help"], ["convert", "mobilvit-s", "out"],
-                                       ["verify", "mobilvit-s"]])  # fmt: skip
-def test_answers_without_a_framework(arguments):
-    code = (
-        "import sys\nfrom mobilevit_hub.cli import main\n"
-        f"try:\n    main({arguments!r})\nexcept SystemExit:\n    pass\n"
-        f"print('LOADED', [name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
-    )
-    process = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert process.stderr.endswith("LOADED []\n")
-    assert "examples" in process.stdout or "Did you mean 'mobilevit-s'" in process.stderr
-
-
 # --------------------------------------------------------------------------------------------------
 # convert
 # --------------------------------------------------------------------------------------------------
@@ -160,7 +141,9 @@ def test_convert_without_verifying_says_so(run, folder, tmp_path):
     code, printed, said = run("convert", folder, tmp_path / "out", "--no-verify")
     assert (code, said, table(printed)) == (0, "", {})
     *_, line, wrote = printed.splitlines()
-    assert line == ("not checked: what the result computes (--no-verify); its tensors equal the source's to the bit")
+    assert line == (
+        "not checked: what the result computes (--no-verify); its tensors are those that were read, to the bit"
+    )
     assert wrote == f"wrote {tmp_path / 'out'}"
 
 

@@ -239,7 +239,7 @@ def convert_command(arguments: argparse.Namespace) -> int:
     for key, value in rows:
         print(f"{key:8}  {plain_text(value)}")
     if conversion.parity is None:
-        print("not checked: what the result computes (--no-verify); its tensors equal the source's to the bit")
+        print("not checked: what the result computes (--no-verify); its tensors are those that were read, to the bit")
     else:
         print("\n".join(map(plain_text, conversion.parity.lines())))
     print(f"wrote {plain_text(conversion.output)}")
