@@ -35,7 +35,7 @@ test-without-torch: .venv/.test
 		-m "tf and not parity and not slow and not hub and not gpu"
 
 test-without-keras: .venv/.test
-	MOBILEVIT_HUB_HIDE=tensorflow,keras,h5py $(PYTEST) tests
+	MOBILEVIT_HUB_HIDE=tensorflow,keras,h5py,ai_edge_litert,ai_edge_quantizer $(PYTEST) tests
 
 bench: .venv/.test
 	$(BIN)/python benchmarks/keras_inference.py
@@ -61,7 +61,7 @@ check: .venv/.test .types
 
 # timm without its dependencies: its torchvision would bring another build of torch, and the tests do without it.
 .venv/.test: .venv/.torch $(REQUIREMENTS)
-	$(INSTALL) -e ".[torch,tf,train,eval,dev]"
+	$(INSTALL) -e ".[torch,tf,export,train,eval,dev]"
 	$(INSTALL) --no-deps timm
 	touch $@
 

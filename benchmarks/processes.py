@@ -22,7 +22,11 @@ FOLDER = Path(__file__).parent
 ENVIRONMENTS = {
     "kecam": [["tensorflow", "tf-keras==2.21.0", "keras-cv-attention-models==1.4.3"]],
     "timm": [["torch"], ["--no-deps", "timm==1.0.31"], ["safetensors", "huggingface-hub", "pyyaml", "numpy", "pillow"]],
+    "mediapipe": [["mediapipe==1.2.2"]],
+    "litert-torch": [["torch==2.13.0", "litert-torch==0.10.0", "transformers==5.23.0", "pillow"]],
 }
+
+UNCONSTRAINED = ("litert-torch",)  # whose compiler wants older versions than constraints.txt has
 
 
 def environment(name: str, folder: Path) -> str:
@@ -33,8 +37,8 @@ def environment(name: str, folder: Path) -> str:
         print(f"installing {name} into {home} …", file=sys.stderr, flush=True)
         venv.create(home, with_pip=True, clear=True)
         for what in ENVIRONMENTS[name]:
-            constraints = str(FOLDER.parent / "constraints.txt")
-            subprocess.run([python, "-m", "pip", "install", "--quiet", "-c", constraints, *what], check=True)
+            constraints = [] if name in UNCONSTRAINED else ["-c", str(FOLDER.parent / "constraints.txt")]
+            subprocess.run([python, "-m", "pip", "install", "--quiet", *constraints, *what], check=True)
         stamp.touch()
     return python
 

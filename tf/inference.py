@@ -275,7 +275,9 @@ def version_2_block(block: MobileViTV2Block, operations: Operations) -> Function
         else:
             height, width = (patch_multiple(side, patch) for side in sides)
             features = operations.resize(features, height, width, align_corners=True)
-        features = local(features)[:, :height, :width]
+        features = local(features)
+        if stock:
+            features = features[:, :height, :width]
         with tf.name_scope(TRANSFORMER):
             tokens = transformer(operations.unfold_patches(features, patch))
             features = operations.fold_patches(tokens, patch, height, width)

@@ -10,9 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
-from mobilevit_hub.errors import ExportError, InputError, require
+from mobilevit_hub.errors import ExportError, require
 
 require("tensorflow", "export", "Making a .tflite file")
 import tensorflow as tf  # noqa: E402
@@ -61,11 +59,10 @@ class PhoneOperations(Operations):
         """A pointwise convolution of maps and tokens, a matrix product of vectors."""
 
         def run(features: tf.Tensor) -> tf.Tensor:
-            kernel = constant(layer.kernel)
-            if len(features.shape) == 4 and POINTWISE:
-                product = tf.nn.conv2d(features, kernel[None, None], 1, "VALID")
+            if len(features.shape) == 4:
+                product = tf.nn.conv2d(features, constant(layer.kernel[None, None]), 1, "VALID")
             else:
-                product = tf.matmul(features, kernel)
+                product = tf.matmul(features, constant(layer.kernel))
             return tf.nn.bias_add(product, constant(layer.bias))
 
         return run
@@ -107,9 +104,6 @@ class PhoneOperations(Operations):
         return tf.raw_ops.ResizeBilinear(
             images=features, size=(height, width), align_corners=align_corners, half_pixel_centers=not align_corners
         )
-
-
-POINTWISE = False
 
 
 def convert_network(model: Any, size: tuple[int, int], *, input_type: str, output: str, channel_order: str) -> bytes:

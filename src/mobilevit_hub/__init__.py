@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from . import conversion
+    from . import conversion, tflite
     from .configuration import MobileViTConfig, MobileViTV2Config
     from .image_processing import MobileViTImageProcessor
     from .images import load_image
+    from .prediction import predict
     from .presets import get_preset, list_presets
     from .pt import (
         MobileViTBackbone,
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
         MobileViTV2ForImageClassification,
         MobileViTV2Model,
     )
-    from .runtimes import from_pretrained, image_processor, predict
+    from .runtimes import from_pretrained, image_processor
     from .tf import (
         TFMobileViTBackbone,
         TFMobileViTForImageClassification,
@@ -58,7 +59,7 @@ _MODULES = {
     "train": "training",
     "from_pretrained": "runtimes",
     "image_processor": "runtimes",
-    "predict": "runtimes",
+    "predict": "prediction",
 }
 
 __all__ = [
@@ -85,12 +86,13 @@ __all__ = [
     "list_presets",
     "load_image",
     "predict",
+    "tflite",
     "train",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "conversion":
+    if name in ("conversion", "tflite"):
         return import_module(f".{name}", __name__)
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

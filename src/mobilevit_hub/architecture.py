@@ -6,6 +6,10 @@ from typing import NamedTuple
 
 FRAMEWORKS = ("pt", "tf")
 """PyTorch and Keras, as users name them."""
+RUNTIMES = (*FRAMEWORKS, "tflite")
+"""What runs a classifier: a framework, or LiteRT a `.tflite` file."""
+PRECISIONS = ("fp32", "fp16", "int8-dynamic", "int8")
+"""Of `.tflite` files, the exactest first."""
 STAGE_NAMES = ("stem", "stage1", "stage2", "stage3", "stage4", "stage5")
 
 

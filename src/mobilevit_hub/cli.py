@@ -15,7 +15,7 @@ from dataclasses import fields
 from typing import Any
 
 from . import __version__, commands
-from .architecture import FRAMEWORKS
+from .architecture import FRAMEWORKS, PRECISIONS, RUNTIMES
 from .errors import InputError, MobileViTHubError, MobileViTHubWarning
 
 DEFAULT_MODEL = "mobilevit-xxs-tiny-imagenet"
@@ -96,7 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of all verbs; imports no framework."""
     parser = argparse.ArgumentParser(
         prog="mobilevit-hub",
-        description="MobileViT and MobileViTv2 by name: classify, inspect, train, convert, verify, publish.",
+        description="MobileViT and MobileViTv2 by name: classify, inspect, train, convert, export, verify, publish.",
         epilog='Try "mobilevit-hub predict photo.jpg", or "mobilevit-hub VERB --help" for examples of a verb.',
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
@@ -129,11 +129,18 @@ def build_parser() -> argparse.ArgumentParser:
         commands.predict_command,
         "Classify images.",
         "mobilevit-hub predict cat.jpg holidays/ --model mobilevit-s --top 3\n"
+        "  mobilevit-hub predict cat.jpg --model mobilevit-s.tflite # what export wrote\n"
         "  mobilevit-hub predict - --json < cat.jpg",
     )
     verb.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders (searched), or - for standard input")
-    verb.add_argument("--model", default=DEFAULT_MODEL, help="alias, folder or Hub id (default: %(default)s)")
-    _add_framework(verb)
+    verb.add_argument(
+        "--model", default=DEFAULT_MODEL, help="alias, folder, Hub id or .tflite file (default: %(default)s)"
+    )
+    verb.add_argument(
+        *("--runtime", "--framework"),
+        choices=RUNTIMES,
+        help="PyTorch, Keras or LiteRT (default: tflite for a .tflite file, else pt)",
+    )
     verb.add_argument("--top", type=int, default=5, metavar="K", help="labels per image (default: %(default)s)")
     verb.add_argument("--strict", action="store_true", help="stop at the first image that cannot be read")
     _add_hub_options(verb)
@@ -156,6 +163,35 @@ def build_parser() -> argparse.ArgumentParser:
     verb.add_argument("--channel-order", choices=("bgr", "rgb"), help="what the weights take (default: as published)")
     verb.add_argument("--sha256", metavar="HEX", help="refuse the source unless it hashes to this")
     verb.add_argument("--no-verify", action="store_true", help="do not run the result in the installed libraries")
+    verb.add_argument("--overwrite", action="store_true", help="replace what is there")
+    _add_hub_options(verb)
+
+    verb = _verb(
+        verbs,
+        "export",
+        commands.export_command,
+        "Export a classifier as a .tflite file for phones, checked and measured.",
+        "mobilevit-hub export mobilevit-s s.tflite --precision fp16\n"
+        "  mobilevit-hub export my-model m.tflite --precision int8 --calibration photos/ --compare labelled-photos/\n"
+        "  mobilevit-hub export my-model m.tflite --all-precisions --calibration photos/ # m-fp32.tflite … m.md, m.png",
+    )
+    verb.add_argument("name", help="alias, folder or Hub id")
+    verb.add_argument("output", metavar="OUT.tflite", help="file to write; OUT.json beside it says all about it")
+    verb.add_argument("--precision", choices=PRECISIONS, default="fp32", help="default: %(default)s")
+    verb.add_argument(
+        "--all-precisions", action="store_true", help="write every precision, and a table and plot of all"
+    )
+    verb.add_argument("--resolution", type=int, metavar="N", help="side of the image (default: as the checkpoint)")
+    verb.add_argument(
+        "--calibration", metavar="DATA", help="100 or more photos for int8: folder, parquet files, or Hub id"
+    )
+    verb.add_argument("--compare", metavar="DATA", help="labelled photos on which to measure what the file loses")
+    verb.add_argument(
+        "--input-type", choices=("uint8", "float32"), default="uint8", help="0 to 255 or 0 to 1 (default: %(default)s)"
+    )
+    verb.add_argument(
+        "--output-type", choices=("probabilities", "logits"), default="probabilities", help="default: %(default)s"
+    )
     verb.add_argument("--overwrite", action="store_true", help="replace what is there")
     _add_hub_options(verb)
 

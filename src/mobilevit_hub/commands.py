@@ -144,14 +144,16 @@ def _setting(processor: Any, name: str) -> Any:
 
 def predict_command(arguments: argparse.Namespace) -> int:
     """Classifies files, folders and standard input."""
-    from .presets import check_name
+    if not arguments.model.lower().endswith(".tflite"):
+        from .presets import check_name
 
-    check_name(arguments.model)
+        check_name(arguments.model)
     from .images import count_frames
-    from .runtimes import Classifier
+    from .prediction import open_classifier
 
     sources = list(_image_sources(arguments.images))
-    classifier = Classifier(arguments.model, runtime=arguments.framework, **_hub_options(arguments))
+    options = {name: value for name, value in _hub_options(arguments).items() if value not in (None, False)}
+    classifier = open_classifier(arguments.model, runtime=arguments.runtime, **options)
     from tqdm import tqdm
 
     show_bar = len(sources) > 1 and _shows_progress(arguments)
@@ -245,6 +247,39 @@ def convert_command(arguments: argparse.Namespace) -> int:
     print(f"wrote {plain_text(conversion.output)}")
     if conversion.output.endswith(".keras"):
         print("open it with: import keras, mobilevit_hub.tf; keras.models.load_model(...)")
+    return 0
+
+
+def export_command(arguments: argparse.Namespace) -> int:
+    """Exports `.tflite` files."""
+    from .presets import check_name
+
+    check_name(arguments.name)
+    from .conversion import export_all_precisions, export_tflite
+
+    options = {
+        name: getattr(arguments, name)
+        for name in ("resolution", "input_type", "output_type", "calibration", "compare", "overwrite")
+    }
+    options |= {"progress": _shows_progress(arguments), **_hub_options(arguments)}
+    if arguments.all_precisions:
+        exports = export_all_precisions(arguments.name, arguments.output, **options)
+    else:
+        exports = [export_tflite(arguments.name, arguments.output, precision=arguments.precision, **options)]
+    if arguments.json:
+        records = [export.to_dict() for export in exports]
+        print(json.dumps(records if arguments.all_precisions else records[0], indent=2))
+        return 0
+    from .conversion.tflite.report import comparison_table, report_lines
+
+    if arguments.all_precisions:
+        _print_table(comparison_table(exports))
+        names = [Path(arguments.output).with_suffix(ending) for ending in (".md", ".png")]
+    else:
+        print("\n".join(map(plain_text, report_lines(exports[0]))))
+        names = []
+    written = [path for export in exports for path in (Path(export.path), Path(export.path).with_suffix(".json"))]
+    print(plain_text(f"wrote {', '.join(map(str, [*written, *names]))}"))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What a training run leaves behind for people: learning curve and log; and pictures of predictions."""
+"""Pictures for people: the learning curve of a training run, predictions, what exported files cost; and its log."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from .errors import require
 from .files import json_bytes, write_file
 
-BLUE, ORANGE, GREY = "#2563eb", "#ea580c", "#6b7280"
+BLUE, ORANGE, GREEN, GREY = "#2563eb", "#ea580c", "#15803d", "#6b7280"
 
 
 def write_json(path: str | Path, data: Any) -> None:
@@ -96,4 +96,39 @@ def draw_predictions(photos: list[Any], results: list[dict[str, Any]], path: str
         axes.set_xlabel(f"probability (%)   ·   {result['ms']:.0f} ms", fontsize=9)
         for side in ("top", "right", "left"):
             axes.spines[side].set_visible(False)
+    _save_figure(figure, path)
+
+
+def draw_trade_offs(points: list[dict[str, Any]], path: str | Path, title: str) -> None:
+    """Draws latency against accuracy of several files; the area of a point is the file's size.
+
+    Args:
+        points: For each file its `label`, `megabytes`, `milliseconds`, and `top1` with its `interval`, or, where these
+            are None, `agreement` with the source; shares are fractions.
+        path: PNG file to write.
+        title: What the files are made from.
+    """
+    figure = _new_figure(7, 4.2)
+    axes = figure.add_subplot()
+    measured = all(point["top1"] is not None for point in points)
+    for point, color in zip(points, (GREY, BLUE, GREEN, ORANGE), strict=False):
+        share = 100 * (point["top1"] if measured else point["agreement"])
+        if measured:
+            low, high = (100 * bound for bound in point["interval"])
+            axes.errorbar(point["milliseconds"], share, yerr=[[share - low], [high - share]], color=color, capsize=3)
+        axes.scatter(point["milliseconds"], share, s=90 * point["megabytes"], color=color, alpha=0.75, linewidths=0)
+        axes.annotate(
+            f"{point['label']}\n{point['megabytes']:.1f} MB",
+            (point["milliseconds"], share),
+            xytext=(10, 8),
+            textcoords="offset points",
+            color=color,
+            fontsize=9,
+        )
+    axes.set_title(title, fontsize=11, parse_math=False)
+    axes.set_xlabel("milliseconds an image, 1 thread")
+    axes.set_ylabel("top-1 (%), 95 % interval" if measured else "same class as the source (%)")
+    axes.set_xlim(0, 1.25 * max(point["milliseconds"] for point in points))
+    axes.margins(y=0.3)
+    axes.grid(alpha=0.25)
     _save_figure(figure, path)

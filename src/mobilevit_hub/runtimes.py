@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 import warnings
 from collections.abc import Iterable, Iterator
 from importlib import import_module
@@ -14,8 +13,9 @@ import numpy as np
 
 from .architecture import FRAMEWORKS
 from .checkpoints import PLACES, Checkpoint, find_checkpoint, load_config
-from .errors import ConfigError, ImageError, InputError, MissingDependencyError, MobileViTHubWarning, require
+from .errors import ConfigError, InputError, MobileViTHubWarning, require
 from .image_processing import MobileViTImageProcessor, processor_for, processor_from_dict
+from .prediction import predict_each, softmax
 from .presets import Preset, find_preset
 from .recipes import evaluation_resize
 
@@ -165,38 +165,6 @@ def _processor_of_timm(checkpoint: Checkpoint) -> MobileViTImageProcessor:
     return processor_for(resize, crop, settings.get("interpolation", "bicubic"), order)
 
 
-# --------------------------------------------------------------------------------------------------
-# Prediction
-# --------------------------------------------------------------------------------------------------
-
-
-def predict(
-    images: Any,
-    model: str | Path = "mobilevit-xxs-tiny-imagenet",
-    *,
-    runtime: str = "pt",
-    top_k: int = 5,
-    **options: Any,
-) -> list[dict[str, Any]]:
-    """Classifies images.
-
-    Args:
-        images: A path, array, tensor, bytes or PIL image; or a list or iterator of such, or a batch of 4 axes.
-        model: Name of the checkpoint.
-        runtime: `"pt"` for PyTorch, `"tf"` for Keras.
-        top_k: How many labels to return per image.
-        options: As for `from_pretrained`.
-
-    Returns:
-        One entry per image: `{"path", "predictions": [{"label", "index", "score"}, …], "ms"}` with
-        scores that are probabilities in [0, 1] and the time in milliseconds, or `{"path", "error"}`
-        for an image that cannot be read.
-    """
-    if not isinstance(images, list | tuple | Iterator) and getattr(images, "ndim", None) != 4:
-        images = [images]
-    return list(Classifier(model, runtime=runtime, **options).predict(images, top_k=top_k))
-
-
 class Classifier:
     """A checkpoint ready to classify: model, processor and labels.
 
@@ -215,12 +183,15 @@ class Classifier:
             self.model = self.model.fuse()
         self.labels: dict[int, str] = self.model.config.id2label
 
+    def prepare(self, image: Any) -> np.ndarray:
+        """Maps an image to what `probabilities` takes: a batch of one."""
+        layout = "channels_last" if self.runtime == "tf" else "channels_first"
+        return self.processor(image, return_tensors="np", data_format=layout)["pixel_values"]
+
     def probabilities(self, pixel_values: np.ndarray) -> np.ndarray:
         """Maps processed images, `(B, 3, H, W)` or in Keras `(B, H, W, 3)`, to probabilities `(B, num_labels)`."""
         if self.runtime == "tf":
-            logits = self.model.predict(pixel_values)
-            powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
-            return powers / powers.sum(axis=-1, keepdims=True)
+            return softmax(self.model.predict(pixel_values))
         import torch
 
         with torch.inference_mode():
@@ -228,24 +199,5 @@ class Classifier:
         return logits.float().softmax(dim=-1).numpy()
 
     def predict(self, images: Iterable[Any], *, top_k: int = 5) -> Iterator[dict[str, Any]]:
-        """Classifies images one by one; see `predict` for what is yielded."""
-        if type(top_k) is not int or top_k < 1:
-            raise InputError(f"top_k is {top_k!r}; expected a whole number from 1.", field="top_k", found=top_k)
-        layout = "channels_last" if self.runtime == "tf" else "channels_first"
-        for i, image in enumerate(images):
-            path = str(image) if isinstance(image, str | Path) else f"image {i}"
-            started = time.perf_counter()
-            try:
-                pixels = self.processor(image, return_tensors="np", data_format=layout)["pixel_values"]
-            except (ImageError, InputError, MissingDependencyError) as error:  # the last: HEIC without its plug-in
-                yield {"path": path, "error": str(error)}
-                continue
-            scores = self.probabilities(pixels)[0]
-            best = np.argsort(-scores, kind="stable")[:top_k]
-            yield {
-                "path": path,
-                "predictions": [
-                    {"label": self.labels[int(j)], "index": int(j), "score": float(scores[j])} for j in best
-                ],
-                "ms": round(1000 * (time.perf_counter() - started), 3),
-            }
+        """Classifies images one by one; see `mobilevit_hub.predict` for what is yielded."""
+        return predict_each(self, images, top_k)

@@ -1,0 +1,166 @@
+"""What an export is made from: a checkpoint, how its images are prepared, and photos to calibrate and compare on."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mobilevit_hub.checkpoints import Checkpoint, find_checkpoint, load_config
+from mobilevit_hub.errors import ImageError, InputError, MobileViTHubWarning, NotFoundError
+from mobilevit_hub.image_processing import MobileViTImageProcessor
+from mobilevit_hub.images import image_files
+from mobilevit_hub.runtimes import from_pretrained, processor_of
+
+from .progress import bar
+
+MIN_CALIBRATION, CALIBRATION_IMAGES = 100, 200
+"""Fewest photos that a range may be taken from, and how many are taken where there are more."""
+BATCH = 8
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint, opened for export."""
+
+    checkpoint: Checkpoint
+    model: Any
+    labels: list[str]
+    preprocessing: dict[str, Any]
+    channel_order: str
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        crop = self.preprocessing["crop"]
+        return crop["height"], crop["width"]
+
+    def logits(self, pixels: np.ndarray) -> np.ndarray:
+        """Of the trainable Keras model, which shares none of the rewrites with the file."""
+        values = self.pixel_values(pixels)
+        parts = [self.model(values[i : i + BATCH], training=False).numpy() for i in range(0, len(values), BATCH)]
+        return np.concatenate(parts)
+
+    def pixel_values(self, pixels: np.ndarray) -> np.ndarray:
+        """What the network takes, from bytes or floats in RGB."""
+        values = pixels[..., ::-1] if self.channel_order == "bgr" else pixels
+        return np.ascontiguousarray(values, np.float32) / np.float32(255 if pixels.dtype == np.uint8 else 1)
+
+
+def open_source(name: str | Path, resolution: int | None, places: dict[str, Any]) -> Source:
+    """Opens a checkpoint for export at a resolution, in pixels; None: its own."""
+    checkpoint = find_checkpoint(name, **places)
+    config, processor = load_config(checkpoint), processor_of(checkpoint)
+    if config.num_channels != 3:
+        raise InputError(f"{name}: takes {config.num_channels} channels; only photos, with 3, can be exported.")
+    preprocessing = _preprocessing(processor, resolution)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of a patch alone in its map, which is no news here
+        model = from_pretrained(name, framework="tf", **places)
+    labels = [str(model.config.id2label[i]) for i in range(model.config.num_labels)]
+    return Source(checkpoint, model, labels, preprocessing, processor.channel_order)
+
+
+def _preprocessing(processor: MobileViTImageProcessor, resolution: int | None) -> dict[str, Any]:
+    """The steps before the file, at a resolution; the border around the crop keeps its share."""
+    if not (processor.do_resize and processor.do_rescale) or abs(processor.rescale_factor * 255 - 1) > 1e-6:
+        raise InputError(
+            "Only checkpoints whose photos are resized and scaled to [0, 1] can be exported.",
+            field="preprocessor",
+        )
+    resize = {key: int(value) for key, value in dict(processor.size).items() if value is not None}
+    side = resize.get("shortest_edge")
+    crop = {key: int(processor.crop_size[key]) for key in ("height", "width")}
+    if not processor.do_center_crop:
+        crop = {"height": side, "width": side} if side else dict(resize)
+    if resolution is not None:
+        if type(resolution) is not int or not 32 <= resolution <= 1024:
+            raise InputError(
+                f"resolution is {resolution!r}; expected a whole number of pixels from 32 to 1024.", field="resolution"
+            )
+        factor = resolution / max(crop.values())
+        resize = {key: max(1, round(value * factor)) for key, value in resize.items()}
+        crop = {key: round(value * factor) for key, value in crop.items()}
+    return {"resize": resize, "crop": crop, "interpolation": processor.interpolation}
+
+
+def calibration_photos(
+    data: str, source: Source, input_type: str, progress: bool
+) -> tuple[list[np.ndarray], dict[str, Any]]:
+    """Prepared photos to calibrate on, and what is recorded about them."""
+    photos = _unlabelled(data)
+    order = np.random.default_rng(0).permutation(len(photos))
+    processor = MobileViTImageProcessor(
+        size=source.preprocessing["resize"],
+        crop_size=source.preprocessing["crop"],
+        resample=source.preprocessing["interpolation"],
+        do_rescale=input_type == "float32",
+        do_flip_channel_order=False,
+    )
+    prepared: list[np.ndarray] = []
+    digest = hashlib.sha256()
+    unreadable = 0
+    for i in bar(order, "reading photos", progress):
+        if len(prepared) == CALIBRATION_IMAGES:
+            break
+        try:
+            pixels = processor(photos[int(i)], data_format="channels_last", return_tensors="np")["pixel_values"]
+        except ImageError:
+            unreadable += 1
+            continue
+        prepared.append(pixels)
+        digest.update(pixels.tobytes())
+    if len(prepared) < MIN_CALIBRATION:
+        bad = f" ({unreadable} more cannot be read)" if unreadable else ""
+        raise InputError(
+            f"{data}: has {len(prepared)} photos to calibrate on{bad}; expected {MIN_CALIBRATION} or more.",
+            path=data,
+            field="calibration",
+            found=len(prepared),
+            expected=MIN_CALIBRATION,
+        )
+    if unreadable:
+        warnings.warn(
+            f"{data}: {unreadable} photos cannot be read and were left out.", MobileViTHubWarning, stacklevel=2
+        )
+    name = Path(data).name if Path(data).exists() else data  # where a folder lies is nobody's business
+    return prepared, {"source": name, "images": len(prepared), "sha256": digest.hexdigest()}
+
+
+def _unlabelled(data: str) -> Any:
+    """Photos of a folder, with or without folders of classes, or of any other data set."""
+    folder = Path(data.removeprefix("imagefolder:")).expanduser()
+    if folder.is_dir() and (files := image_files(folder / "train" if (folder / "train").is_dir() else folder)):
+        return files
+    if folder.is_dir() and not list(folder.rglob("*.parquet")):
+        return []
+    from mobilevit_hub.data import open_images
+
+    try:
+        return open_images(data, "train")
+    except NotFoundError:
+        if not Path(data).exists():
+            raise
+        return open_images(data, "validation")
+
+
+def labelled_photos(data: str | Path, source: Source) -> Any:
+    """A labelled data set whose labels are class numbers of the checkpoint."""
+    from mobilevit_hub.data import open_images
+
+    images = open_images(data, "validation")
+    if images.label_names != source.labels:
+        known = {label: i for i, label in enumerate(source.labels)}
+        if not set(images.label_names) <= set(known):
+            strange = next(label for label in images.label_names if label not in known)
+            raise InputError(
+                f"{data}: has the class {strange!r}, which the checkpoint does not know; it has {len(source.labels)} "
+                f"labels such as {source.labels[0]!r}.",
+                field="compare",
+            )
+        images.labels = np.array([known[images.label_names[i]] for i in images.labels])
+    return images
