@@ -179,36 +179,31 @@ def measure(network: str, files: dict[str, bytes | str], order: str, threads: li
 
     print(f"{network}: timing …", file=sys.stderr, flush=True)
     result: Result = {"files": {}, "ms": {}}
+    orders = {name: order if name in PEERS else "rgb" for name in files}
     contents: dict[str, bytes] = {}
+    logits: dict[str, np.ndarray] = {}
     for name, content in files.items():
+        if isinstance(content, str):
+            result["files"][name] = {"error": content}
+            continue
         try:
-            if isinstance(content, str):
-                raise RuntimeError(content)
-            found = inspect(content)
+            found, interpreter = inspect(content), opened(content, 1)
+            logits[name] = run(interpreter, given(interpreter, orders[name]))
         except (RuntimeError, ValueError) as error:
-            why = str(error) if isinstance(content, str) else f"does not run: {reason(str(error))}"
-            result["files"][name] = {"error": why}
+            result["files"][name] = {"error": f"does not run: {reason(str(error))}"}
             continue
         contents[name] = content
+        difference = np.abs(logits[name] - logits["fp32"]).max() / np.abs(logits["fp32"]).max()
+        if name in FLOAT_PEERS and not difference < TOLERANCE:
+            raise RuntimeError(f"{network}: the logits of {name} are others: {difference:.1g} of the largest.")
         result["files"][name] = {
             "bytes": len(content),
             "operations": found.count,
             "partitions": found.partitions,
             "left": sum(found.left_to_cpu.values()),
             "rank": found.rank,
+            "difference": float(difference),
         }
-
-    orders = {name: order if name in PEERS else "rgb" for name in contents}
-    logits = {}
-    for name, content in contents.items():
-        interpreter = opened(content, 1)
-        logits[name] = run(interpreter, given(interpreter, orders[name]))
-    scale = np.abs(logits["fp32"]).max()
-    for name, values in logits.items():
-        difference = float(np.abs(values - logits["fp32"]).max() / scale)
-        result["files"][name]["difference"] = difference
-        if name in FLOAT_PEERS and not difference < TOLERANCE:
-            raise RuntimeError(f"{network}: the logits of {name} are others: {difference:.1g} of the largest.")
 
     result["floor"] = floor(contents["fp32"])
     for count in threads:

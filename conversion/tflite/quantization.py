@@ -22,7 +22,7 @@ from mobilevit_hub.errors import ExportError, require
 MIN_WEIGHTS = 1024
 """Smaller kernels stay in float: their quantisation costs more time than it saves."""
 TRANSFORMER = r"(^|/|;)transformer(_\d+)?/"
-"""Names of what a transformer computes; `graph` puts them into this scope."""
+"""Names of what a transformer computes; `mobilevit_hub.tf.inference` puts them into this scope."""
 SWISH_FLOOR = -6.0
 """Below it 8 bits of a sigmoid are 0 or 1/256. Codes for such inputs of a swish would be taken from the others.
 
@@ -35,7 +35,7 @@ def quantize(model: bytes, precision: str, ranges: Ranges | None = None) -> byte
     """Quantises a float32 file.
 
     Args:
-        model: The file, as `graph.convert_network` makes it.
+        model: The file, as `mobilevit_hub.tf.phone.convert_network` makes it.
         precision: `"fp16"`, weights in float16; `"int8-dynamic"`, weights in 8 bits, activations where they are
             read; `"int8"`, convolutions in 8 bits throughout.
         ranges: For `"int8"`: what `activation_ranges` returned.

@@ -187,7 +187,7 @@ def try_in_process(path: Path, content: bytes) -> None:
         CheckpointError: It crashed, did not end, needed too much memory, or LiteRT refused the file.
     """
     # -P: nothing in the current folder is taken for one of the modules.
-    command = [sys.executable, "-P", "-m", __name__]
+    command = [sys.executable, "-P", "-m", __name__, str(TRIAL_BYTES), str(TRIAL_SECONDS)]
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, sys.path)]),
@@ -217,12 +217,13 @@ def try_in_process(path: Path, content: bytes) -> None:
         raise CheckpointError(f"{path}: LiteRT cannot run this file: {last[:300]}", path=path)
 
 
-def _run_once(content: bytes) -> None:
-    """What that process does: runs the file on zeros, within limits."""
+def _run_once(content: bytes, memory: int, seconds: int) -> None:
+    """What that process does: runs the file on zeros, within limits of memory in bytes and time."""
     with suppress(ImportError):  # not every system has them
         import resource
 
-        limits = {resource.RLIMIT_AS: TRIAL_BYTES, resource.RLIMIT_CPU: TRIAL_SECONDS + 1, resource.RLIMIT_CORE: 0}
+        # The parent sees to the time, unless it has ended itself.
+        limits = {resource.RLIMIT_AS: memory, resource.RLIMIT_CPU: seconds + 1, resource.RLIMIT_CORE: 0}
         for kind, limit in limits.items():
             with suppress(ValueError, OSError):  # a lower one is set already
                 resource.setrlimit(kind, (limit, limit))
@@ -241,4 +242,4 @@ def _run_once(content: bytes) -> None:
 
 
 if __name__ == "__main__":
-    _run_once(sys.stdin.buffer.read())
+    _run_once(sys.stdin.buffer.read(), *map(int, sys.argv[1:]))

@@ -1,6 +1,6 @@
-"""The graph of a `.tflite` file: a classifier in the operations that phones run fastest, and its conversion.
+"""The phone form of a Keras classifier: its graph in the operations that phones run fastest, as a `.tflite` file.
 
-The structure and the exact rewrites are those of `mobilevit_hub.tf.inference`. On top of them: batch 1 and static
+The structure and the exact rewrites are those of `inference`. On top of them: batch 1 and static
 sizes throughout, no tensor above rank 4, and the preprocessing after the resize: the image goes in as bytes in RGB,
 and the stem's kernel takes the division by 255 and the channel order of the checkpoint.
 """
@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from mobilevit_hub.errors import ExportError, require
+import tensorflow as tf
 
-require("tensorflow", "export", "Making a .tflite file")
-import tensorflow as tf  # noqa: E402
+from mobilevit_hub.errors import ExportError
 
-from mobilevit_hub.tf.folding import Function, Linear, folded_convolution, is_depthwise  # noqa: E402
-from mobilevit_hub.tf.inference import Operations, activation_of, constant, folded_network  # noqa: E402
-from mobilevit_hub.tf.layers import ConvNormAct  # noqa: E402
+from .folding import Function, Linear, folded_convolution, is_depthwise
+from .inference import Operations, activation_of, constant, folded_network
+from .layers import ConvNormAct
 
 INPUT = "image"
 OUTPUTS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {"probabilities": tf.nn.softmax, "logits": tf.identity}
