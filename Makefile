@@ -35,11 +35,12 @@ test-without-torch: .venv/.test
 		-m "tf and not parity and not slow and not hub and not gpu"
 
 test-without-keras: .venv/.test
-	MOBILEVIT_HUB_HIDE=tensorflow,keras,h5py,ai_edge_litert,ai_edge_quantizer $(PYTEST) tests
+	MOBILEVIT_HUB_HIDE=tensorflow,keras,h5py $(PYTEST) tests
 
 bench: .venv/.test
 	$(BIN)/python benchmarks/keras_inference.py
 	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/tflite_speed.py
 
 notebooks: .venv/.test
 	$(BIN)/jupytext --quiet --to ipynb --update --output examples/finetune_keras.ipynb examples/finetune_keras.py

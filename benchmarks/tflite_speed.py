@@ -163,7 +163,7 @@ def reason(text: str) -> str:
     """The last line of an error, short and without the folders of this machine."""
     lines = [line for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if re.match(r"\w*(Error|Exception)\b", line)]
-    return re.sub(r"/\S*/", "", (errors or lines or ["no message"])[-1])[:200].replace("|", "/")
+    return re.sub(r"(?<!\S)/\S*/", "", (errors or lines or ["no message"])[-1])[:200]
 
 
 # --- times -----------------------------------------------------------------------------------------------------------
@@ -332,6 +332,8 @@ def report(record: Result) -> tuple[list[str], Result, list[str]]:
         lines.append(f"| | MB | operations | pieces, left | {' | '.join(columns)} | logits differ by |")
         lines.append("|---" * (len(columns) + 5) + "|")
         lines += [line(name, result) for name in result["files"]]
+        errors = {name: found["error"] for name, found in result["files"].items() if "error" in found}
+        lines += ["", *(f"- {(OURS | PEERS)[name]}: {error}" for name, error in errors.items())] if errors else []
         lines += ["", f"Floor: {floor['matrix'] / 1e6:.0f} + {floor['depthwise'] / 1e6:.0f} million multiply-adds, "]
         lines[-1] += f"{floor['ms']:.1f} ms on 1 thread."
         lines += ["", "| | value | target |", "|---|---|---|"]
@@ -346,7 +348,7 @@ def line(name: str, result: Result) -> str:
     """A file's line of the table."""
     found, label = result["files"][name], (OURS | PEERS)[name]
     if "error" in found:
-        return f"| {label} | – | – | – |{' – | – |' * len(result['ms'])} {found['error']} |"
+        return f"| {label} {'| – ' * (2 * len(result['ms']) + 4)}|"
     cells = [label, f"{found['bytes'] / 1e6:.2f}", str(found["operations"])]
     cells.append(f"{found['partitions']}, {found['left']}")
     for times in result["ms"].values():

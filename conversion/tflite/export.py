@@ -12,7 +12,7 @@ import numpy as np
 from mobilevit_hub import __version__
 from mobilevit_hub.architecture import PRECISIONS
 from mobilevit_hub.errors import ExportError, InputError, require
-from mobilevit_hub.files import json_bytes, sha256_of, temporary_folder, write_folder
+from mobilevit_hub.files import json_bytes, sha256_of, temporary_folder, write_file, write_folder
 from mobilevit_hub.tflite import Model
 
 from .inputs import Source, calibration_photos, labelled_photos, open_source
@@ -290,12 +290,12 @@ def _description(source: Source, precision: str) -> dict[str, str]:
 
 def _check(source: Source, content: bytes, record: dict[str, Any], trial: Path, path: Path, float_size: int) -> Export:
     """Writes a file for trial, opens it as a user does, and compares it with its source."""
-    trial.write_bytes(content)
+    write_file(trial, content)
     inspection = inspect(content)
     check_form(inspection)
     if record["precision"].startswith("int8") and not inspection.int8_weights:
         raise ExportError("The quantiser has left every weight in float.")
-    trial.with_suffix(".json").write_bytes(json_bytes({**record, "sha256": hashlib.sha256(content).hexdigest()}))
+    write_file(trial.with_suffix(".json"), json_bytes({**record, "sha256": hashlib.sha256(content).hexdigest()}))
     model = Model(trial)
     pixels = np.concatenate([model.prepare(photo) for photo in check_photos()])
     probabilities = record["output"]["name"] == "probabilities"
