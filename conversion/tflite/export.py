@@ -209,9 +209,8 @@ def _export(
         if labelled is not None:
             _compare(exports, trials, source, labelled, str(compare), progress)
     for export, path in zip(exports, paths.values(), strict=True):
-        write_folder(
-            path.parent, {path.name: contents[export.precision], path.with_suffix(".json").name: _sidecar(export)}
-        )
+        content = contents[export.precision]
+        write_folder(path.parent, {path.name: content, path.with_suffix(".json").name: _sidecar(export, content)})
     return exports
 
 
@@ -329,5 +328,7 @@ def _compare(
         export.comparison = comparison
 
 
-def _sidecar(export: Export) -> bytes:
-    return json_bytes(export.to_dict())
+def _sidecar(export: Export, content: bytes) -> bytes:
+    """Without the folder, which is nobody's business."""
+    facts = {"file": Path(export.path).name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    return json_bytes({**export.record, **facts, "report": export.report()})
