@@ -65,23 +65,30 @@ def keras_twin(network: str, weights: Path, threads: int) -> Any:
 
 def kecam(network: str, weights: Path, threads: int) -> Functions:
     """keras-cv-attention-models on tf-keras, under `tf.function`."""
-    os.environ["TF_USE_LEGACY_KERAS"] = "1"
+    os.environ["TF_USE_LEGACY_KERAS"] = "1"  # before TensorFlow is imported
     import tensorflow as tf
 
     set_tensorflow_threads(tf, threads)
+    model = kecam_model(network, weights)
+    compiled = tf.function(lambda x: model(x, training=False))
+    return {"call": lambda x: compiled(x).numpy()}
+
+
+def kecam_model(network: str, weights: Path, size: int = 256) -> Any:
+    """The network of keras-cv-attention-models on tf-keras, with the weights of all."""
+    os.environ["TF_USE_LEGACY_KERAS"] = "1"
     from keras_cv_attention_models import mobilevit
 
     name = {"mobilevit-xxs": "MobileViT_XXS", "mobilevit-xs": "MobileViT_XS", "mobilevit-s": "MobileViT_S"}.get(network)
     name = name or f"MobileViT_V2_{round(float(network.removeprefix('mobilevitv2-')) * 100):03}"
-    model = getattr(mobilevit, name)(input_shape=(256, 256, 3), pretrained=None, classifier_activation=None)
+    model = getattr(mobilevit, name)(input_shape=(size, size, 3), pretrained=None, classifier_activation=None)
     tensors = dict(np.load(weights))
     for layer in model.layers:
         for variable in layer.weights:
             variable.assign(tensors.pop(f"{layer.name}/{variable.name.split('/')[-1].removesuffix(':0')}"))
     if tensors:
         raise ValueError(f"{network}: keras-cv-attention-models has no place for {sorted(tensors)}.")
-    compiled = tf.function(lambda x: model(x, training=False))
-    return {"call": lambda x: compiled(x).numpy()}
+    return model
 
 
 def transformers(network: str, weights: Path, threads: int) -> Functions:

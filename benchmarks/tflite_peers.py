@@ -8,21 +8,20 @@ FOLDER is what `processes.write_weights` wrote. All files take images as the che
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from contestants import images
+from contestants import images, kecam_model
 
 CALIBRATION_IMAGES = 100
 
 
 def kecam(network: str, folder: Path, size: int) -> bytes:
     """keras-cv-attention-models, its batch fixed to 1."""
-    model = kecam_model(network, folder, size)
+    model = kecam_model(network, folder / "kecam.npz", size)
     import tensorflow as tf
 
     function = tf.function(lambda image: model(image, training=False))
@@ -32,27 +31,10 @@ def kecam(network: str, folder: Path, size: int) -> bytes:
 
 def kecam_own(network: str, folder: Path, size: int) -> bytes:
     """keras-cv-attention-models, as its own pages convert."""
-    model = kecam_model(network, folder, size)
+    model = kecam_model(network, folder / "kecam.npz", size)
     import tensorflow as tf
 
     return tf.lite.TFLiteConverter.from_keras_model(model).convert()
-
-
-def kecam_model(network: str, folder: Path, size: int) -> Any:
-    """The network of keras-cv-attention-models on tf-keras, with the weights of all."""
-    os.environ["TF_USE_LEGACY_KERAS"] = "1"
-    from keras_cv_attention_models import mobilevit
-
-    name = {"mobilevit-xxs": "MobileViT_XXS", "mobilevit-xs": "MobileViT_XS", "mobilevit-s": "MobileViT_S"}.get(network)
-    name = name or f"MobileViT_V2_{round(float(network.removeprefix('mobilevitv2-')) * 100):03}"
-    model = getattr(mobilevit, name)(input_shape=(size, size, 3), pretrained=None, classifier_activation=None)
-    tensors = dict(np.load(folder / "kecam.npz"))
-    for layer in model.layers:
-        for variable in layer.weights:
-            variable.assign(tensors.pop(f"{layer.name}/{variable.name.split('/')[-1].removesuffix(':0')}"))
-    if tensors:
-        raise ValueError(f"{network}: keras-cv-attention-models has no place for {sorted(tensors)}.")
-    return model
 
 
 def litert_torch(network: str, folder: Path, size: int) -> bytes:

@@ -9,7 +9,7 @@ into `benchmarks/results/`, and returns 1 when a target is missed. Takes minutes
 nothing else.
 
 The first run makes the environments of keras-cv-attention-models and litert-torch (minutes, about 4 GB)
-under `benchmarks/.venv/`. The files of the other tools take half an hour; with `--files` they are kept.
+under `benchmarks/.venv/`. The files of the other tools take about 20 minutes; with `--files` they are kept.
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS))
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--files", type=Path, help="where the other tools' files are kept (default: nowhere)")
+    parser.add_argument(
+        "--files", type=Path, help="where the other tools' files are kept; delete them when weights change"
+    )
     parser.add_argument("--environments", type=Path, default=FOLDER / ".venv")
     parser.add_argument("--output", type=Path, default=FOLDER / "results" / "tflite_speed.md")
     options = parser.parse_args(arguments)
