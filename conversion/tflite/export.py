@@ -15,7 +15,7 @@ from mobilevit_hub.errors import ExportError, InputError, require
 from mobilevit_hub.files import json_bytes, sha256_of, temporary_folder, write_file, write_folder
 from mobilevit_hub.tflite import Model
 
-from .inputs import Source, calibration_photos, labelled_photos, open_source
+from .inputs import Source, calibration_photos, labelled_photos, open_source, public_name
 from .inspection import Inspection, check_form, inspect
 from .measurement import Comparison, Difference, Latency, check_photos, compare, difference, latency, processor_name
 from .progress import bar, step
@@ -125,7 +125,7 @@ def export_all_precisions(
         progress: Show progress bars.
         places: Options of `checkpoints.find_checkpoint`.
     """
-    paths = _checked_output(output, [f"-{precision}" for precision in PRECISIONS], overwrite)
+    paths = _checked_output(output, [f"-{precision}" for precision in PRECISIONS], overwrite, (".md", ".png"))
     exports = _export(
         name,
         dict(zip(PRECISIONS, paths, strict=True)),
@@ -139,7 +139,7 @@ def export_all_precisions(
     )
     from .report import write_comparison
 
-    write_comparison(exports, Path(output))
+    write_comparison(exports, Path(output).expanduser())
     return exports
 
 
@@ -207,10 +207,12 @@ def _export(
         with step("timing", progress):
             _measure(exports, trials)
         if labelled is not None:
-            _compare(exports, trials, source, labelled, str(compare), progress)
+            _compare(exports, trials, source, labelled, public_name(str(compare)), progress)
+    files: dict[str, bytes] = {}
     for export, path in zip(exports, paths.values(), strict=True):
         content = contents[export.precision]
-        write_folder(path.parent, {path.name: content, path.with_suffix(".json").name: _sidecar(export, content)})
+        files |= {path.name: content, path.with_suffix(".json").name: _sidecar(export, content)}
+    write_folder(path.parent, files)  # all lie in one
     return exports
 
 
@@ -227,14 +229,17 @@ def _checked_precision(precision: str) -> str:
     return precision
 
 
-def _checked_output(output: str | Path, endings: list[str], overwrite: bool) -> list[Path]:
+def _checked_output(
+    output: str | Path, endings: list[str], overwrite: bool, others: tuple[str, ...] = ()
+) -> list[Path]:
     path = Path(output).expanduser()
     if path.suffix != ".tflite":
         raise InputError(f"The output is {str(output)!r}; expected a name that ends in .tflite.", field="output")
     if path.is_dir():
         raise InputError(f"The output {str(output)!r} is a folder; expected the name of a file.", field="output")
     paths = [path.with_name(f"{path.stem}{ending}.tflite") for ending in endings]
-    there = [file for tflite in paths for file in (tflite, tflite.with_suffix(".json")) if file.exists()]
+    files = [file for tflite in paths for file in (tflite, tflite.with_suffix(".json"))]
+    there = [file for file in (*files, *map(path.with_suffix, others)) if file.exists()]
     if there and not overwrite:
         raise InputError(
             f"{there[0]} is there already; pass overwrite=True (--overwrite) to replace it.", path=there[0]

@@ -57,6 +57,10 @@ def open_source(name: str | Path, resolution: int | None, places: dict[str, Any]
     config, processor = load_config(checkpoint), processor_of(checkpoint)
     if config.num_channels != 3:
         raise InputError(f"{name}: takes {config.num_channels} channels; only photos, with 3, can be exported.")
+    if not config.num_labels:
+        raise InputError(
+            f"{name}: has no classifier, so there is nothing to export; train one with: mobilevit-hub train."
+        )
     preprocessing = _preprocessing(processor, resolution)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of a patch alone in its map, which is no news here
@@ -127,8 +131,13 @@ def calibration_photos(
         warnings.warn(
             f"{data}: {unreadable} photos cannot be read and were left out.", MobileViTHubWarning, stacklevel=2
         )
-    name = Path(data).name if Path(data).exists() else data  # where a folder lies is nobody's business
-    return prepared, {"source": name, "images": len(prepared), "sha256": digest.hexdigest()}
+    return prepared, {"source": public_name(data), "images": len(prepared), "sha256": digest.hexdigest()}
+
+
+def public_name(data: str) -> str:
+    """What a data set is called in files that others get: where a folder lies is nobody's business."""
+    path = Path(data.removeprefix("imagefolder:").removeprefix("parquet:")).expanduser()
+    return path.resolve().name if path.exists() else data
 
 
 def _unlabelled(data: str) -> Any:

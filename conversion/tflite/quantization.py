@@ -54,7 +54,8 @@ def quantize(model: bytes, precision: str, ranges: Ranges | None = None) -> byte
             for name, (low, high) in ranges.items()
         }
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
+        with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():  # its progress bars
+            warnings.simplefilter("ignore")  # of the interpreter that it opens
             quantizer = Quantizer(bytearray(model), recipe)
             result = quantizer.quantize(calibration, enable_progress_bar=False, enable_progress_report=False)
     except Exception as error:  # of several classes
@@ -84,7 +85,8 @@ def activation_ranges(model: bytes, images: Iterable[np.ndarray], *, threads: in
     source = interpreter.get_input_details()[0]["index"]
     operations = [op for op in interpreter._get_ops_details() if op["op_name"] != "DELEGATE"]
     details = {tensor["index"]: tensor for tensor in interpreter.get_tensor_details()}
-    computed = [i for op in operations for i in op["outputs"] if details[i]["dtype"] is np.float32]
+    known = [source, *(i for op in operations for i in op["outputs"])]
+    computed = [i for i in known if details[i]["dtype"] is np.float32]
     low, high = dict.fromkeys(computed, np.inf), dict.fromkeys(computed, -np.inf)
     for image in images:
         interpreter.set_tensor(source, image)
