@@ -71,7 +71,7 @@ def table(title: str, exports: list[Export]) -> list[str]:
         size = export.inspection.size
         cells = [
             export.precision,
-            f"{size / 1e6:.2f} MB ({size / export.float_size:.1%})",
+            f"{size / 1e6:.2f} MB ({export.share_of_fp32:.1%})",
             f"{found.top1:.2%}",
             f"{low:.2%} to {high:.2%}",
             f"{100 * (found.top1 - found.source_top1):+.2f}",
@@ -91,7 +91,7 @@ def misses(export: Export) -> list[str]:
     texts = []
     if (lost := 100 * (found.source_top1 - found.top1)) > POINTS.get(export.precision, 0.0):
         texts.append(f"{export.precision} loses {lost:.2f} points")
-    share = export.inspection.size / export.float_size
+    share = export.share_of_fp32
     if export.precision.startswith("int8") and share > LARGEST_INT8:
         texts.append(f"{export.precision} has {share:.1%} of the size of fp32")
     return texts

@@ -202,7 +202,7 @@ def measure(network: str, files: dict[str, bytes | str], order: str, threads: li
             "bytes": len(content),
             "operations": found.count,
             "partitions": found.partitions,
-            "left": sum(found.left_to_cpu.values()),
+            "left": sum(found.not_delegated.values()),
             "rank": found.rank,
             "difference": float(difference),
         }

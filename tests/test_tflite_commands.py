@@ -83,7 +83,7 @@ def test_export_says_what_it_wrote(run, checkpoint, photos, tmp_path, monkeypatc
     texts = dict(rows)
     assert texts["input"] == "image 1×64×64×3 uint8, RGB, 0 to 255"
     assert texts["output"] == "probabilities 1×7, 7 labels"
-    assert texts["size"] == f"{len(content) / 1e6:.2f} MB, {report['size_of_fp32']:.0%} of fp32"
+    assert texts["size"] == f"{len(content) / 1e6:.2f} MB, {report['share_of_fp32']:.0%} of fp32"
     assert texts["operations"].startswith(f"{report['operation_count']}: ")
     assert f"{report['operations']['CONV_2D']} CONV_2D" in texts["operations"]
     assert texts["XNNPACK"].endswith("in 1 partition; left out: 1 CAST")

@@ -175,7 +175,7 @@ def test_precisions_differ_as_they_should(exports):
     for made in exports:
         assert made.float_size == pytest.approx(sizes["fp32"], rel=0.02)
         assert [entry.threads for entry in made.latencies] == [1, 2]
-        assert (made.inspection.partitions, made.inspection.left_to_cpu) == (1, {"CAST": 1})
+        assert (made.inspection.partitions, made.inspection.not_delegated) == (1, {"CAST": 1})
 
 
 def test_another_type_order_size_and_output(other, folder):
@@ -188,7 +188,7 @@ def test_another_type_order_size_and_output(other, folder):
         "resize": {"shortest_edge": 120}, "crop": {"height": 96, "width": 96}, "interpolation": "bicubic"
     }  # fmt: skip
     assert (record["calibration"]["source"], record["calibration"]["images"]) == ("flat", 110)
-    assert other.inspection.left_to_cpu == {} and other.inspection.partitions == 1
+    assert other.inspection.not_delegated == {} and other.inspection.partitions == 1
     model = Model(folder / "o.tflite")
     assert (model.size, model.dtype, model.output) == ((96, 96), "float32", "logits")
     assert model.run(model.prepare(check_photos()[0])).min() < 0

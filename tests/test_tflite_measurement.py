@@ -42,7 +42,7 @@ def test_a_file_that_is_taken_whole():
     found = inspect(file)
     assert found == Inspection(
         size=len(file), operations={"ADD": 2, "LOGISTIC": 1}, rank=2, batched=[], dynamic=False, custom=[],
-        partitions=1, left_to_cpu={}, int8_weights=0, float_operations={},
+        partitions=1, not_delegated={}, int8_weights=0, float_operations={},
     )  # fmt: skip
     assert (found.count, found.delegated, found.gpu_obstacles) == (3, 1, [])
     check_form(found)
@@ -50,7 +50,7 @@ def test_a_file_that_is_taken_whole():
 
 def test_operations_that_xnnpack_leaves_cut_the_graph():
     found = inspect(chain("ADD", "ZEROS_LIKE", "ADD", "ADD", "ZEROS_LIKE", "ADD", "ZEROS_LIKE"))
-    assert (found.partitions, found.left_to_cpu, found.delegated) == (3, {"ZEROS_LIKE": 3}, pytest.approx(4 / 7))
+    assert (found.partitions, found.not_delegated, found.delegated) == (3, {"ZEROS_LIKE": 3}, pytest.approx(4 / 7))
     assert found.operations == {"ADD": 4, "ZEROS_LIKE": 3}
     assert found.gpu_obstacles == ["no GPU kernel for ZEROS_LIKE"]
     with pytest.raises(ExportError, match="XNNPACK takes it in 3 pieces and leaves 3 ZEROS_LIKE"):
@@ -59,7 +59,7 @@ def test_operations_that_xnnpack_leaves_cut_the_graph():
 
 def test_the_cast_of_the_input_may_be_left():
     found = inspect(network())
-    assert (found.partitions, found.left_to_cpu) == (1, {"CAST": 1})
+    assert (found.partitions, found.not_delegated) == (1, {"CAST": 1})
     assert found.operations == {"CAST": 1, "MEAN": 1, "FULLY_CONNECTED": 1, "SOFTMAX": 1}
     check_form(found)
 
@@ -105,7 +105,7 @@ GOOD = Inspection(1000, {"CONV_2D": 3, "CAST": 1}, 4, [], False, [], 1, {"CAST":
         ({"batched": ["[4, 16]"]}, "its batch or its sizes are not static and 1"),
         ({"dynamic": True}, "its batch or its sizes are not static and 1"),
         ({"partitions": 2}, "XNNPACK takes it in 2 pieces and leaves 1 CAST"),
-        ({"left_to_cpu": {"CAST": 1, "ADD": 2}}, "XNNPACK takes it in 1 pieces and leaves 1 CAST, 2 ADD"),
+        ({"not_delegated": {"CAST": 1, "ADD": 2}}, "XNNPACK takes it in 1 pieces and leaves 1 CAST, 2 ADD"),
     ],
 )
 def test_a_form_that_does_not_run_well_is_refused(changes, reason):

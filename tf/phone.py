@@ -118,7 +118,7 @@ def convert_network(model: Any, size: tuple[int, int], *, input_type: str, outpu
     Raises:
         ExportError: TensorFlow's converter failed.
     """
-    stem = next(iter(next(iter(model.parts.values())).parts.values()))
+    stem = model.backbone.parts["conv_stem"]
     is_bytes = input_type == "uint8"
     operations = PhoneOperations(stem, 1 / 255 if is_bytes else 1.0, channel_order == "bgr")
     network = folded_network(model, operations)

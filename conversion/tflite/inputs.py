@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from mobilevit_hub.checkpoints import Checkpoint, find_checkpoint, load_config
+from mobilevit_hub.data import SPLIT_NAMES, open_images
 from mobilevit_hub.errors import ImageError, InputError, MobileViTHubWarning, NotFoundError
-from mobilevit_hub.image_processing import MobileViTImageProcessor
+from mobilevit_hub.image_processing import MAX_EDGE, MobileViTImageProcessor
 from mobilevit_hub.images import image_files
 from mobilevit_hub.runtimes import from_pretrained, processor_of
 
@@ -20,7 +21,8 @@ from .progress import bar
 
 MIN_CALIBRATION, CALIBRATION_IMAGES = 100, 200
 """Fewest photos that a range may be taken from, and how many are taken where there are more."""
-BATCH = 8
+BATCH_PIXELS = 8 * 256**2
+"""The trainable model's attention takes memory with the fourth power of the side, so large images go one by one."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,10 @@ class Source:
 
     checkpoint: Checkpoint
     model: Any
+    """The trainable Keras model."""
     labels: list[str]
     preprocessing: dict[str, Any]
+    """What is done to a photo before the file gets it; a part of the record."""
     channel_order: str
 
     @property
@@ -42,8 +46,20 @@ class Source:
     def logits(self, pixels: np.ndarray) -> np.ndarray:
         """Of the trainable Keras model, which shares none of the rewrites with the file."""
         values = self.pixel_values(pixels)
-        parts = [self.model(values[i : i + BATCH], training=False).numpy() for i in range(0, len(values), BATCH)]
+        batch = max(1, BATCH_PIXELS // (values.shape[1] * values.shape[2]))
+        parts = [self.model(values[i : i + batch], training=False).numpy() for i in range(0, len(values), batch)]
         return np.concatenate(parts)
+
+    def prepare(self, photo: Any, dtype: str) -> np.ndarray:
+        """What the file gets of a photo, `(1, H, W, 3)`, by the checkpoint's own image processor."""
+        processor = MobileViTImageProcessor(
+            size=self.preprocessing["resize"],
+            crop_size=self.preprocessing["crop"],
+            resample=self.preprocessing["interpolation"],
+            do_rescale=dtype == "float32",
+            do_flip_channel_order=False,
+        )
+        return processor(photo, data_format="channels_last", return_tensors="np")["pixel_values"]
 
     def pixel_values(self, pixels: np.ndarray) -> np.ndarray:
         """What the network takes, from bytes or floats in RGB."""
@@ -89,22 +105,28 @@ def _preprocessing(processor: MobileViTImageProcessor, resolution: int | None) -
         factor = resolution / max(crop.values())
         resize = {key: max(1, round(value * factor)) for key, value in resize.items()}
         crop = {key: round(value * factor) for key, value in crop.items()}
+        if max(resize.values()) > MAX_EDGE:
+            raise InputError(
+                f"At resolution {resolution} photos would be resized to {max(resize.values())} pixels; the limit is "
+                f"{MAX_EDGE}.",
+                field="resolution",
+            )
     return {"resize": resize, "crop": crop, "interpolation": processor.interpolation}
 
 
 def calibration_photos(
-    data: str, source: Source, input_type: str, progress: bool
+    photos: Any, name: str, source: Source, input_type: str, progress: bool
 ) -> tuple[list[np.ndarray], dict[str, Any]]:
-    """Prepared photos to calibrate on, and what is recorded about them."""
-    photos = _unlabelled(data)
+    """Prepared photos to calibrate on, and what is recorded about them.
+
+    Args:
+        photos: What `open_unlabelled` returned.
+        name: What the user called them.
+        source: For which checkpoint.
+        input_type: Type of the file's input.
+        progress: Show a progress bar.
+    """
     order = np.random.default_rng(0).permutation(len(photos))
-    processor = MobileViTImageProcessor(
-        size=source.preprocessing["resize"],
-        crop_size=source.preprocessing["crop"],
-        resample=source.preprocessing["interpolation"],
-        do_rescale=input_type == "float32",
-        do_flip_channel_order=False,
-    )
     prepared: list[np.ndarray] = []
     digest = hashlib.sha256()
     unreadable = 0
@@ -112,7 +134,7 @@ def calibration_photos(
         if len(prepared) == CALIBRATION_IMAGES:
             break
         try:
-            pixels = processor(photos[int(i)], data_format="channels_last", return_tensors="np")["pixel_values"]
+            pixels = source.prepare(photos[int(i)], input_type)
         except ImageError:
             unreadable += 1
             continue
@@ -121,17 +143,17 @@ def calibration_photos(
     if len(prepared) < MIN_CALIBRATION:
         bad = f" ({unreadable} more cannot be read)" if unreadable else ""
         raise InputError(
-            f"{data}: has {len(prepared)} photos to calibrate on{bad}; expected {MIN_CALIBRATION} or more.",
-            path=data,
+            f"{name}: has {len(prepared)} photos to calibrate on{bad}; expected {MIN_CALIBRATION} or more.",
+            path=name,
             field="calibration",
             found=len(prepared),
             expected=MIN_CALIBRATION,
         )
     if unreadable:
         warnings.warn(
-            f"{data}: {unreadable} photos cannot be read and were left out.", MobileViTHubWarning, stacklevel=2
+            f"{name}: {unreadable} photos cannot be read and were left out.", MobileViTHubWarning, stacklevel=2
         )
-    return prepared, {"source": public_name(data), "images": len(prepared), "sha256": digest.hexdigest()}
+    return prepared, {"source": public_name(name), "images": len(prepared), "sha256": digest.hexdigest()}
 
 
 def public_name(data: str) -> str:
@@ -140,15 +162,13 @@ def public_name(data: str) -> str:
     return path.resolve().name if path.exists() else data
 
 
-def _unlabelled(data: str) -> Any:
-    """Photos of a folder, with or without folders of classes, or of any other data set."""
+def open_unlabelled(data: str) -> Any:
+    """Photos of a folder, with or without folders of classes, or of any other data set; of its training part."""
     folder = Path(data.removeprefix("imagefolder:")).expanduser()
-    if folder.is_dir() and (files := image_files(folder / "train" if (folder / "train").is_dir() else folder)):
+    if folder.is_dir() and (files := image_files(folder / "train" if _is_split(folder) else folder)):
         return files
     if folder.is_dir() and not list(folder.rglob("*.parquet")):
         return []
-    from mobilevit_hub.data import open_images
-
     try:
         return open_images(data, "train")
     except NotFoundError:
@@ -157,19 +177,28 @@ def _unlabelled(data: str) -> Any:
         return open_images(data, "validation")
 
 
-def labelled_photos(data: str | Path, source: Source) -> Any:
-    """A labelled data set whose labels are class numbers of the checkpoint."""
-    from mobilevit_hub.data import open_images
+def _is_split(folder: Path) -> bool:
+    """Whether `train` in it is a part of the photos, and not a class of that name."""
+    train = folder / "train"
+    others = any((folder / name).is_dir() for name in SPLIT_NAMES["validation"])
+    return train.is_dir() and (others or any(entry.is_dir() for entry in train.iterdir()))
 
-    images = open_images(data, "validation")
-    if images.label_names != source.labels:
-        known = {label: i for i, label in enumerate(source.labels)}
-        if not set(images.label_names) <= set(known):
-            strange = next(label for label in images.label_names if label not in known)
-            raise InputError(
-                f"{data}: has the class {strange!r}, which the checkpoint does not know; it has {len(source.labels)} "
-                f"labels such as {source.labels[0]!r}.",
-                field="compare",
-            )
-        images.labels = np.array([known[images.label_names[i]] for i in images.labels])
-    return images
+
+def give_labels(images: Any, name: str, source: Source) -> None:
+    """Gives the photos of a labelled data set the class numbers of the checkpoint, by the names of the classes."""
+    if images.label_names == source.labels:
+        return
+    known = {label: i for i, label in enumerate(source.labels)}
+    if len(known) < len(source.labels):
+        raise InputError(
+            f"{name}: has other classes than the checkpoint, some of whose labels have the same name, so they cannot "
+            "be compared.",
+            field="compare",
+        )
+    if strange := [label for label in images.label_names if label not in known]:
+        raise InputError(
+            f"{name}: has the class {strange[0]!r}, which the checkpoint does not know; it has {len(known)} labels "
+            f"such as {source.labels[0]!r}.",
+            field="compare",
+        )
+    images.labels = np.array([known[images.label_names[i]] for i in images.labels])

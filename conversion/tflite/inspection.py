@@ -15,7 +15,7 @@ REFUSED = {"VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE", "SPLIT_V", "GATHER_
 """Operations that XNNPACK or a GPU delegate leaves to the slow path, or that do not run at all."""
 GPU_OPERATIONS = {
     "ADD", "AVERAGE_POOL_2D", "BATCH_MATMUL", "CONCATENATION", "CONV_2D", "DEPTHWISE_CONV_2D", "DEPTH_TO_SPACE",
-    "DEQUANTIZE", "DIV", "EXP", "FULLY_CONNECTED", "HARD_SWISH", "LOGISTIC", "MAXIMUM", "MAX_POOL_2D", "MEAN",
+    "DEQUANTIZE", "DIV", "EXP", "FULLY_CONNECTED", "GELU", "HARD_SWISH", "LOGISTIC", "MAXIMUM", "MAX_POOL_2D", "MEAN",
     "MINIMUM", "MUL", "PAD", "RELU", "RELU6", "RESHAPE", "RESIZE_BILINEAR", "RSQRT", "SLICE", "SOFTMAX",
     "SPACE_TO_DEPTH", "SPLIT", "SQRT", "SQUARE", "SQUARED_DIFFERENCE", "STRIDED_SLICE", "SUB", "SUM", "TANH",
     "TRANSPOSE",
@@ -41,8 +41,10 @@ class Inspection:
     """Operations that are not built in."""
     partitions: int
     """Pieces that XNNPACK takes."""
-    left_to_cpu: dict[str, int]
+    not_delegated: dict[str, int]
     """Operations that XNNPACK does not take."""
+    adjoints: int
+    """Matrix products that transpose a factor themselves."""
     int8_weights: int
     """Operations with 8-bit weights."""
     float_operations: dict[str, int]
@@ -56,11 +58,13 @@ class Inspection:
     @property
     def delegated(self) -> float:
         """Share of the operations that XNNPACK takes."""
-        return 1 - sum(self.left_to_cpu.values()) / self.count
+        return 1 - sum(self.not_delegated.values()) / self.count
 
     @property
     def gpu_obstacles(self) -> list[str]:
         """Why a GPU delegate would not take all but the input's CAST; by its rules, not by a run on a phone."""
+        if self.int8_weights:
+            return [f"{self.int8_weights} operations have 8-bit weights, and a GPU computes in floats; use fp16"]
         unknown = sorted(set(self.operations) - GPU_OPERATIONS - {"CAST"})
         reasons = [f"no GPU kernel for {', '.join(unknown)}"] if unknown else []
         if self.rank > MAX_RANK:
@@ -69,8 +73,8 @@ class Inspection:
             reasons.append(f"the batch is not 1: {', '.join(self.batched[:3])}")
         if self.dynamic:
             reasons.append("a size is not static")
-        if self.int8_weights:
-            reasons.append(f"{self.int8_weights} operations have 8-bit weights; use fp16")
+        if self.adjoints:
+            reasons.append(f"{self.adjoints} BATCH_MATMUL transpose a factor, which some GPU delegates overlook")
         return reasons
 
     def to_dict(self) -> dict[str, Any]:
@@ -83,7 +87,7 @@ class Inspection:
             "xnnpack": {
                 "partitions": self.partitions,
                 "delegated": round(self.delegated, 4),
-                "left_to_cpu": self.left_to_cpu,
+                "not_delegated": self.not_delegated,
             },
             "gpu": {"ready": not self.gpu_obstacles, "obstacles": self.gpu_obstacles},
             "int8_weights": self.int8_weights,
@@ -109,7 +113,7 @@ def inspect(model: bytes) -> Inspection:
     computed = {i for op in operations if op["op_name"] != "DEQUANTIZE" for i in op["outputs"]}  # of fp16 weights
     activations = [details[i] for i in computed if i in details]
     histogram = Counter(op["op_name"] for op in operations)
-    left = Counter(op["op_name"] for op in _not_delegated(operations, delegates))
+    left = Counter(op["op_name"] for op in _outside_partitions(operations, delegates))
     known = {name for name in vars(BuiltinOperator) if name.isupper()}
     quantized = [op for op in operations if _has_int8_weights(op, details)]
     floats = Counter(op["op_name"] for op in operations if _computes_in_float(op, details))
@@ -123,7 +127,8 @@ def inspect(model: bytes) -> Inspection:
         dynamic=any(-1 in tensor["shape_signature"] for tensor in details.values()),
         custom=sorted(set(histogram) - known),
         partitions=len(delegates),
-        left_to_cpu=dict(left.most_common()),
+        not_delegated=dict(left.most_common()),
+        adjoints=_count_adjoints(model),
         int8_weights=len(quantized),
         float_operations=dict(floats.most_common()) if quantized else {},
     )
@@ -138,14 +143,14 @@ def check_form(found: Inspection) -> None:
         reasons.append(f"a tensor has rank {found.rank}")
     if found.batched or found.dynamic:
         reasons.append("its batch or its sizes are not static and 1")
-    if set(found.left_to_cpu) - {"CAST"} or found.partitions != 1:
-        left = ", ".join(f"{count} {name}" for name, count in found.left_to_cpu.items())
+    if set(found.not_delegated) - {"CAST"} or found.partitions != 1:
+        left = ", ".join(f"{count} {name}" for name, count in found.not_delegated.items())
         reasons.append(f"XNNPACK takes it in {found.partitions} pieces and leaves {left or 'nothing'}")
     if reasons:
         raise ExportError(f"The file would not run well on a phone: {'; '.join(reasons)}.")
 
 
-def _not_delegated(operations: list[dict[str, Any]], delegates: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _outside_partitions(operations: list[dict[str, Any]], delegates: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What no delegate computes: found by walking back from the outputs of each one to its inputs."""
     maker = {int(i): op for op in operations for i in op["outputs"]}
     taken: set[int] = set()
@@ -158,6 +163,14 @@ def _not_delegated(operations: list[dict[str, Any]], delegates: list[dict[str, A
             taken.add(maker[index]["index"])
             waiting += map(int, maker[index]["inputs"])
     return [op for op in operations if op["index"] not in taken]
+
+
+def _count_adjoints(model: bytes) -> int:
+    from ai_edge_litert.schema_py_generated import BuiltinOptions, ModelT
+
+    operators = ModelT.InitFromPackedBuf(model).subgraphs[0].operators
+    products = [op.builtinOptions for op in operators if op.builtinOptionsType == BuiltinOptions.BatchMatMulOptions]
+    return sum(bool(options.adjX or options.adjY) for options in products)
 
 
 def _has_int8_weights(op: dict[str, Any], details: dict[int, Any]) -> bool:

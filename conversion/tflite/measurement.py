@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 import mobilevit_hub
+from mobilevit_hub.errors import InputError
 from mobilevit_hub.tflite import Model
 
 PHOTOS = Path(str(mobilevit_hub.__file__)).with_name("assets") / "photos.jpg"
@@ -31,12 +32,12 @@ def check_photos() -> list[np.ndarray]:
 
 @dataclass(frozen=True)
 class Difference:
-    """How far the logits of an export are from those of its source, each image's mean taken out."""
+    """How far the logits of an export are from those of its source."""
 
     largest: float
     """max |export − source| / mean |source|."""
     error: float
-    """‖export − source‖ / ‖source‖."""
+    """‖export − source‖ / ‖source − its mean for each image‖."""
     agreement: float
     """Share of the images whose best class is the same."""
     images: int
@@ -52,18 +53,19 @@ def difference(outputs: np.ndarray, expected: np.ndarray, *, probabilities: bool
     Args:
         outputs: What the file returned, `(B, N)`.
         expected: Logits of the source, `(B, N)`.
-        probabilities: Whether the file returns probabilities, of which the logarithm is compared.
+        probabilities: Whether the file returns probabilities. Then the logarithms are compared, each image's mean
+            taken out: probabilities do not know it.
     """
     found, wanted = (np.asarray(array, np.float64) for array in (outputs, expected))
     if probabilities:
         found = np.log(np.maximum(found, math.exp(LOWEST)))
         wanted = wanted - wanted.max(1, keepdims=True)
         wanted = np.maximum(wanted - np.log(np.exp(wanted).sum(1, keepdims=True)), LOWEST)
-    found, wanted = (array - array.mean(1, keepdims=True) for array in (found, wanted))
+        found, wanted = (array - array.mean(1, keepdims=True) for array in (found, wanted))
     scale = np.abs(wanted).mean() or 1.0
     return Difference(
         largest=float(np.abs(found - wanted).max() / scale),
-        error=float(np.linalg.norm(found - wanted) / (np.linalg.norm(wanted) or 1.0)),
+        error=float(np.linalg.norm(found - wanted) / (np.linalg.norm(wanted - wanted.mean(1, keepdims=True)) or 1.0)),
         agreement=float((outputs.argmax(1) == expected.argmax(1)).mean()),
         images=len(outputs),
     )
@@ -165,7 +167,7 @@ class Comparison:
 def compare(
     models: list[Model],
     source: Callable[[np.ndarray], np.ndarray],
-    photos: Iterable[np.ndarray],
+    photos: Iterable[np.ndarray | None],
     labels: np.ndarray,
     dataset: str,
 ) -> list[Comparison]:
@@ -174,22 +176,29 @@ def compare(
     Args:
         models: The files.
         source: Maps prepared pixels `(1, H, W, 3)` to the logits of the source.
-        photos: Prepared pixels, one at a time.
+        photos: Prepared pixels, one at a time; None for a photo that cannot be read, which is left out.
         labels: Class index of each photo.
         dataset: What the photos are called.
     """
-    best = np.array([[int(f(p).argmax()) for f in (source, *(m.run for m in models))] for p in photos]).T
-    expected, right = best[0], best == labels
+    classes, truth = [], []
+    for pixels, label in zip(photos, labels, strict=True):
+        if pixels is not None:
+            classes.append([int(run(pixels).argmax()) for run in (source, *(model.run for model in models))])
+            truth.append(int(label))
+    if not truth:
+        raise InputError(f"{dataset}: none of its photos can be read.", field="compare")
+    best, count = np.array(classes).T, len(truth)
+    expected, right = best[0], best == np.array(truth)
     found = []
     for own, correct in zip(best[1:], right[1:], strict=True):
         lost, gained = int((right[0] & ~correct).sum()), int((correct & ~right[0]).sum())
         found.append(
             Comparison(
                 dataset=dataset,
-                count=len(labels),
+                count=count,
                 source_top1=float(right[0].mean()),
                 top1=float(correct.mean()),
-                interval=wilson_interval(int(correct.sum()), len(labels)),
+                interval=wilson_interval(int(correct.sum()), count),
                 agreement=float((own == expected).mean()),
                 lost=lost,
                 gained=gained,

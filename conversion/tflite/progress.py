@@ -19,5 +19,5 @@ def step(text: str, progress: bool) -> Iterator[None]:
     """A line for a step whose length is not known."""
     from tqdm import tqdm
 
-    with tqdm(total=1, desc=text, disable=not progress, leave=False, bar_format="{desc} … {elapsed}"):
+    with tqdm(total=1, desc=text, disable=not progress, leave=False, bar_format="{desc} …"):
         yield

@@ -97,7 +97,7 @@ def activation_ranges(model: bytes, images: Iterable[np.ndarray], *, threads: in
     for op in operations:
         inputs = op["inputs"]
         if op["op_name"] == "LOGISTIC":
-            low[inputs[0]] = max(low[inputs[0]], SWISH_FLOOR)
+            low[inputs[0]] = min(max(low[inputs[0]], SWISH_FLOOR), high[inputs[0]])
         if op["op_name"] == "CONCATENATION":  # whose inputs get one scale: XNNPACK changes scales up to 256-fold
             least = 1 / 200 * np.array([min(low[i] for i in inputs), max(high[i] for i in inputs)])
             for i in inputs:
@@ -136,7 +136,14 @@ def _static_recipe() -> Any:
         compute_precision=qtyping.ComputePrecision.INTEGER,
         explicit_dequantize=False,
     )
-    left_out = [("INPUT", ".*"), ("OUTPUT", ".*"), ("MEAN", ".*"), ("SOFTMAX", ".*"), ("*", TRANSFORMER)]
+    left_out = [
+        ("INPUT", ".*"),
+        ("OUTPUT", ".*"),
+        ("MEAN", ".*"),
+        ("SOFTMAX", ".*"),
+        ("GELU", ".*"),
+        ("*", TRANSFORMER),
+    ]
     return _recipe(
         [
             (".*", "*", integers, AlgorithmName.MIN_MAX_UNIFORM_QUANT),

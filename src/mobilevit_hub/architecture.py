@@ -10,6 +10,10 @@ RUNTIMES = (*FRAMEWORKS, "tflite")
 """What runs a classifier: a framework, or LiteRT a `.tflite` file."""
 PRECISIONS = ("fp32", "fp16", "int8-dynamic", "int8")
 """Of `.tflite` files, the exactest first."""
+TFLITE_INPUTS = ("uint8", "float32")
+"""Types of the image that a `.tflite` file takes: 0 to 255, or 0 to 1."""
+TFLITE_OUTPUTS = ("probabilities", "logits")
+"""What a `.tflite` classifier returns, and the name of its output."""
 STAGE_NAMES = ("stem", "stage1", "stage2", "stage3", "stage4", "stage5")
 
 

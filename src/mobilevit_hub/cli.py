@@ -15,7 +15,7 @@ from dataclasses import fields
 from typing import Any
 
 from . import __version__, commands
-from .architecture import FRAMEWORKS, PRECISIONS, RUNTIMES
+from .architecture import FRAMEWORKS, PRECISIONS, RUNTIMES, TFLITE_INPUTS, TFLITE_OUTPUTS
 from .errors import InputError, MobileViTHubError, MobileViTHubWarning
 
 DEFAULT_MODEL = "mobilevit-xxs-tiny-imagenet"
@@ -82,6 +82,7 @@ def _show_warning(message: Any, category: type, *_: Any, **__: Any) -> None:
 def _quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "critical")  # which sets the level below when it is imported
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     # Its line per retry says nothing that our one message does not say.
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
@@ -177,21 +178,33 @@ def build_parser() -> argparse.ArgumentParser:
     )
     verb.add_argument("name", help="alias, folder or Hub id")
     verb.add_argument("output", metavar="OUT.tflite", help="file to write; OUT.json beside it says all about it")
-    verb.add_argument("--precision", choices=PRECISIONS, default="fp32", help="default: %(default)s")
-    verb.add_argument(
-        "--all-precisions", action="store_true", help="write every precision, and a table and plot of all"
+    group = verb.add_mutually_exclusive_group()
+    group.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="fp32",
+        help="fp16 for GPUs, int8-dynamic or int8 for CPUs; int8 needs --calibration (default: %(default)s)",
     )
-    verb.add_argument("--resolution", type=int, metavar="N", help="side of the image (default: as the checkpoint)")
-    verb.add_argument(
-        "--calibration", metavar="DATA", help="100 or more photos for int8: folder, parquet files, or Hub id"
-    )
-    verb.add_argument("--compare", metavar="DATA", help="labelled photos on which to measure what the file loses")
-    verb.add_argument(
-        "--input-type", choices=("uint8", "float32"), default="uint8", help="0 to 255 or 0 to 1 (default: %(default)s)"
+    group.add_argument(
+        "--all-precisions",
+        action="store_true",
+        help="write all four, OUT-fp32.tflite and so on, with a table OUT.md and a plot OUT.png",
     )
     verb.add_argument(
-        "--output-type", choices=("probabilities", "logits"), default="probabilities", help="default: %(default)s"
+        "--resolution", type=int, metavar="N", help="side of the image, 32 to 1024 (default: as the checkpoint)"
     )
+    verb.add_argument(
+        "--calibration",
+        metavar="DATA",
+        help="for int8: 100 or more photos like those of the app; folder, parquet files, or Hub id",
+    )
+    verb.add_argument(
+        "--compare",
+        metavar="DATA",
+        help="measure what the file loses on labelled photos, such as a folder of folders named like the labels",
+    )
+    verb.add_argument("--input-type", choices=TFLITE_INPUTS, default="uint8", help="default: %(default)s, 0 to 255")
+    verb.add_argument("--output-type", choices=TFLITE_OUTPUTS, default="probabilities", help="default: %(default)s")
     verb.add_argument("--overwrite", action="store_true", help="replace what is there")
     _add_hub_options(verb)
 

@@ -80,9 +80,7 @@ def open_classifier(model: str | Path, *, runtime: str | None = None, **options:
             found=str(model),
         )
     if unknown := sorted(set(options) - {"threads"}):
-        raise InputError(
-            f"{str(model)!r} is a file and takes no option {unknown[0]!r}; only threads.", field=unknown[0]
-        )
+        raise InputError(f"{str(model)!r} is a file, for which there is no option {unknown[0]!r}.", field=unknown[0])
     from .tflite import Model
 
     return Model(model, **options)

@@ -17,11 +17,20 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .errors import CheckpointError, InputError, MobileViTHubWarning, require
+from .errors import CheckpointError, InputError, IntegrityError, MobileViTHubWarning, require
 from .images import check_resize, load_image
 from .prediction import best_labels, check_top_k, predict_each, softmax
 from .recipes import evaluation_resize
-from .tflite_files import DTYPES, FILTERS, OUTPUTS, check_record, lines_of, read_attached, read_tflite, try_in_process
+from .tflite_files import (
+    DTYPES,
+    FILTERS,
+    TFLITE_OUTPUTS,
+    check_record,
+    lines_of,
+    read_attached,
+    read_tflite,
+    try_in_process,
+)
 
 MAX_THREADS = 256
 
@@ -68,7 +77,7 @@ class Model:
             )
         if not isinstance(path, str | os.PathLike):
             raise InputError(f"The model is {path!r}; expected the path of a .tflite file.", field="path", found=path)
-        self.path, self.threads = Path(path), threads
+        self.path, self.threads = Path(path).expanduser(), threads
         self._content, sidecar = read_tflite(self.path)
         if sidecar is None:
             try_in_process(self.path, self._content)
@@ -82,7 +91,9 @@ class Model:
         self.labels = [f"class {i}" for i in range(count)] if labels is None else lines_of(labels)
         if len(self.labels) != count:
             raise CheckpointError(f"{self.path}: has {len(self.labels)} labels for {count} classes.", path=self.path)
-        self.record = attached_record if sidecar is None else sidecar
+        self.record = attached_record  # not that of the JSON, which no hash protects
+        if sidecar is not None and self.record is not None:
+            _check_same(self.path, sidecar, self.record)
         if self.record is None:
             self._prepare_unknown()
         else:
@@ -96,7 +107,7 @@ class Model:
         self._resize = {"shortest_edge": evaluation_resize(max(self.size))}
         self._filter = Image.Resampling.BILINEAR
         scores = self.run(np.zeros((1, *self.size, 3), self.dtype))
-        self.output = OUTPUTS[0] if scores.min() >= 0 and abs(scores.sum() - 1) < 1e-3 else OUTPUTS[1]
+        self.output = TFLITE_OUTPUTS[0] if scores.min() >= 0 and abs(scores.sum() - 1) < 1e-3 else TFLITE_OUTPUTS[1]
         warnings.warn(
             f"{self.path}: does not say how its images are prepared; using Apple's rule: short side "
             f"{self._resize['shortest_edge']}, bilinear, crop {self.size[0]} × {self.size[1]}, RGB from "
@@ -203,6 +214,18 @@ def _as_checkpoint_error(path: Path) -> Iterator[None]:
         raise CheckpointError(
             f"{path}: LiteRT cannot run this file: {' '.join(str(error).split())[:300]}", path=path
         ) from error
+
+
+def _check_same(path: Path, sidecar: dict[str, Any], record: dict[str, Any]) -> None:
+    """Raises `IntegrityError` where the JSON beside a file contradicts the record in it."""
+    for name, fact in record.items():
+        if (said := sidecar.get(name, fact)) != fact:
+            raise IntegrityError(
+                f"{path.with_suffix('.json')}: says that {name} is {str(said)[:80]}, but the file itself says "
+                f"{str(fact)[:80]}: the JSON was changed. Export again.",
+                path=path.with_suffix(".json"),
+                field=name,
+            )
 
 
 def _check_form(

@@ -7,6 +7,7 @@ own, which runs this file as well.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import io
 import os
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from .architecture import TFLITE_OUTPUTS
 from .errors import CheckpointError, IntegrityError, NotFoundError
 from .files import readable, temporary_folder
 from .json_files import parse_json, read_json
@@ -30,7 +32,6 @@ FORMAT = 1
 """Version of the record."""
 LABELS, RECORD = "labels.txt", "mobilevit_hub.json"
 """Names of the attached files."""
-OUTPUTS = ("probabilities", "logits")
 DTYPES = {"uint8": [0, 255], "float32": [0, 1]}
 """Types of the input, and the range of its values."""
 FILTERS = {name.lower(): value for name, value in Image.Resampling.__members__.items()}
@@ -77,7 +78,9 @@ def read_tflite(path: Path) -> tuple[bytes, dict[str, Any] | None]:
 def _read_file(path: Path) -> bytes:
     with readable(path):
         if not path.exists():
-            raise NotFoundError(f"{path}: no such file. Make one with: mobilevit-hub export NAME {path}", path=path)
+            siblings = ", ".join(sorted(file.name for file in path.parent.glob(f"{glob.escape(path.stem)}-*.tflite")))
+            advice = f"There is {siblings}." if siblings else f"Make one with: mobilevit-hub export NAME {path}"
+            raise NotFoundError(f"{path}: no such file. {advice}", path=path)
         if not path.is_file():  # opening a pipe or a device can wait for ever
             raise CheckpointError(f"{path}: is a folder, pipe or device; expected a .tflite file.", path=path)
         if (size := path.stat().st_size) > MAX_BYTES:
@@ -163,7 +166,7 @@ def check_record(
     ):
         accepted = f'{{"shortest_edge": …}} or {{"height": …, "width": …}}, 1 to {MAX_EDGE}'
         raise _wrong_record(path, ("preprocessing", "resize"), resize, f"expected {accepted}")
-    for keys, allowed in ((("preprocessing", "interpolation"), tuple(FILTERS)), (("output", "name"), OUTPUTS)):
+    for keys, allowed in ((("preprocessing", "interpolation"), tuple(FILTERS)), (("output", "name"), TFLITE_OUTPUTS)):
         if (said := _field(record, *keys)) not in allowed:
             raise _wrong_record(path, keys, said, f"expected one of {', '.join(allowed)}")
 
