@@ -77,18 +77,19 @@ def test_export_says_what_it_wrote(run, checkpoint, photos, tmp_path, monkeypatc
     content, found = (tmp_path / "m.tflite").read_bytes(), json.loads((tmp_path / "m.json").read_bytes())
     rows, report = rows_of("\n".join(lines)), found["report"]
     assert [name for name, _ in rows] == [
-        "input", "output", "size", "operations", "XNNPACK", "GPU", "difference", "latency", "latency", "in float",
+        "input", "photo", "output", "size", "operations", "XNNPACK", "GPU", "difference", "latency", "latency", "still float",
         "calibration", "top-1", "agreement",
     ]  # fmt: skip
     texts = dict(rows)
     assert texts["input"] == "image 1×64×64×3 uint8, RGB, 0 to 255"
+    assert texts["photo"] == "resize to short side 72, bilinear, then centre crop 64×64; the app does this"
     assert texts["output"] == "probabilities 1×7, 7 labels"
     assert texts["size"] == f"{len(content) / 1e6:.2f} MB, {report['share_of_fp32']:.0%} of fp32"
     assert texts["operations"].startswith(f"{report['operation_count']}: ")
     assert f"{report['operations']['CONV_2D']} CONV_2D" in texts["operations"]
     assert texts["XNNPACK"].endswith("in 1 partition; left out: 1 CAST")
-    assert texts["GPU"].startswith("no: no GPU kernel for QUANTIZE; ")
-    assert "RSQRT" in texts["in float"]
+    assert texts["GPU"] == "; ".join(report["gpu"]["obstacles"]) and "use fp16" in texts["GPU"]
+    assert "RSQRT" in texts["still float"]
     assert texts["calibration"] == f"120 photos of {photos.name}"
     assert f"on 24 photos of {photos.name}" in texts["top-1"]
     assert f"{report['comparison']['lost']} photos lost" in texts["agreement"]
@@ -176,6 +177,12 @@ def test_a_precision_that_there_is_not(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["export", "mobilevit-s", "m.tflite", "--precision", "int4"])
     assert ended.value.code == 2 and "int8-dynamic" in capsys.readouterr().err
+
+
+def test_one_precision_or_all(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["export", "mobilevit-s", "m.tflite", "--precision", "fp16", "--all-precisions"])
+    assert ended.value.code == 2 and "not allowed with" in capsys.readouterr().err
 
 
 def test_help_has_examples(capsys):

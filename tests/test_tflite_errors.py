@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import functools
+import importlib.util
 import json
 import os
 import resource
@@ -16,7 +17,7 @@ import tempfile
 
 import numpy as np
 import pytest
-from keras_networks import QUIET, fresh_process, keras, tiny
+from keras_networks import QUIET, fresh_process, keras
 from safetensors.numpy import load_file, save_file
 
 pytest.importorskip("tensorflow")
@@ -32,19 +33,18 @@ from mobilevit_hub.conversion.tflite import export
 from mobilevit_hub.errors import (
     CheckpointError,
     ExportError,
-    ImageError,
     InputError,
     IntegrityError,
     MissingDependencyError,
     MobileViTHubError,
+    MobileViTHubWarning,
     SaveError,
 )
-from mobilevit_hub.image_processing import MobileViTImageProcessor, processor_for
+from mobilevit_hub.image_processing import MobileViTImageProcessor
 from mobilevit_hub.tf import phone
 from mobilevit_hub.tflite import Model
 
 pytestmark = [pytest.mark.export, QUIET]
-PROCESSOR = processor_for(72, 64, "bilinear", "bgr")
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def test_a_failed_check_on_the_command_line(quick, places, monkeypatch, capsys):
     error = json.loads(printed)["error"]
     assert (code, error["type"]) == (1, "ExportError")
     assert said.endswith(f"mobilevit-hub: error: {error['message']}\n")
-    assert "converting" in said and "checking (fp32)" in said and "timing" not in said
+    assert "converting" in said and "checking fp32" in said and "timing" not in said
     assert contents(places[0]) == before and left_over(places) == []
 
 
@@ -153,8 +153,20 @@ def test_where_one_precision_fails_none_is_written(quick, places, monkeypatch, p
     leaves_all_as_it_was(
         places, ExportError,
         lambda: export_all_precisions("x", places[0] / "m.tflite", calibration=photos, overwrite=True),
-        "The int8 file differs", "unlike calibration photos",
+        "The int8 file differs", "calibration photos unlike those of the app",
     )  # fmt: skip
+
+
+def test_a_record_that_prepares_photos_in_another_way_is_not_written(quick, places, monkeypatch):
+    record = export._record
+
+    def wrong(*arguments):
+        made = record(*arguments)
+        return {**made, "preprocessing": {**made["preprocessing"], "interpolation": "nearest"}}
+
+    monkeypatch.setattr(export, "_record", wrong)
+    call = functools.partial(export_tflite, "x", places[0] / "m.tflite", overwrite=True)
+    leaves_all_as_it_was(places, ExportError, call, "prepares photos in another way than the checkpoint")
 
 
 def test_weights_that_stayed_in_float_are_not_called_8_bit(quick, places, monkeypatch):
@@ -282,14 +294,17 @@ def test_killed_at_each_rename(places, checkpoint, k):
         ("m.tflite", {"input_type": "int8"}, "input_type is 'int8'; expected one of uint8, float32"),
         ("m.tflite", {"output_type": "scores"}, "output_type is 'scores'; expected one of probabilities, logits"),
         ("m.tflite", {"precision": "int8"}, "int8 needs photos to calibrate on"),
+        ("m.tflite", {"calibration": "photos"}, "calibration is 'photos', but only the precision int8 is calibrated"),
+        ("link.tflite", {"overwrite": True}, "is a link; name the file that it points to"),
     ],
 )
 def test_wrong_arguments(tmp_path, monkeypatch, name, options, words):
     """Before anything is opened."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.tflite").mkdir()
+    (tmp_path / "link.tflite").symlink_to(tmp_path / "elsewhere")
     fails(InputError, lambda: export_tflite("no such checkpoint", name, **options), words)
-    assert [path.name for path in tmp_path.iterdir()] == ["folder.tflite"]
+    assert {path.name for path in tmp_path.iterdir()} == {"folder.tflite", "link.tflite"}
 
 
 @pytest.mark.parametrize("there", ["m.tflite", "m.json"])
@@ -316,9 +331,15 @@ def test_with_overwrite_it_is_replaced(quick, places):
 # --- checkpoints -----------------------------------------------------------------------------------------------------
 
 
+def change_config(folder, **fields):
+    """What is refused for its config alone."""
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    (folder / "config.json").write_text(json.dumps({**config, **fields}), "utf-8")
+
+
 def test_a_checkpoint_without_a_classifier(checkpoint, tmp_path):
     """Nobody gets random weights: neither where the config says so, nor where the tensors are missing."""
-    tiny(2, num_labels=0).save_pretrained(tmp_path / "none", processor=PROCESSOR)
+    change_config(shutil.copytree(checkpoint, tmp_path / "none"), id2label={}, label2id={})
     fails(InputError, lambda: export_tflite(tmp_path / "none", tmp_path / "x.tflite"), "has no classifier")
     shutil.copytree(checkpoint, tmp_path / "cut")
     tensors = load_file(tmp_path / "cut" / "model.safetensors")
@@ -329,7 +350,7 @@ def test_a_checkpoint_without_a_classifier(checkpoint, tmp_path):
 
 
 def test_checkpoints_that_take_no_photos(checkpoint, tmp_path):
-    tiny(2, num_channels=1).save_pretrained(tmp_path / "grey", processor=PROCESSOR)
+    change_config(shutil.copytree(checkpoint, tmp_path / "grey"), num_channels=1)
     fails(InputError, lambda: export_tflite(tmp_path / "grey", tmp_path / "x.tflite"), "takes 1 channels; only photos")
     shutil.copytree(checkpoint, tmp_path / "other")
     for settings in ({"do_rescale": False}, {"do_resize": False}, {"rescale_factor": 1 / 127.5}):
@@ -338,11 +359,21 @@ def test_checkpoints_that_take_no_photos(checkpoint, tmp_path):
         fails(InputError, call, "Only checkpoints whose photos are resized and scaled to [0, 1]")
 
 
-def test_a_photo_to_compare_on_that_cannot_be_read(quick, places, tmp_path):
+def test_photos_to_compare_on_that_cannot_be_read(quick, places, tmp_path):
     save_pictures(tmp_path / "photos", 3, ("cat", "zebra"))
-    (tmp_path / "photos" / "cat" / "0.png").write_bytes(b"no picture")
     call = functools.partial(export_tflite, "x", places[0] / "m.tflite", compare=tmp_path / "photos", overwrite=True)
-    leaves_all_as_it_was(places, ImageError, call, "photo 0")
+    (tmp_path / "photos" / "cat" / "0.png").write_bytes(b"no picture")
+    with pytest.warns(MobileViTHubWarning, match="photos: 1 photos cannot be read and were left out"):
+        assert call().comparison.count == 2
+    for file in (tmp_path / "photos").rglob("*.png"):
+        file.write_bytes(b"no picture")
+    leaves_all_as_it_was(places, InputError, call, "photos: none of its photos can be read")
+
+
+def test_the_probability_of_a_single_class_says_nothing(quick, places, monkeypatch, made):
+    monkeypatch.setattr(export, "open_source", lambda *_: dataclasses.replace(made[0], labels=["cat"]))
+    call = functools.partial(export_tflite, "x", places[0] / "m.tflite", overwrite=True)
+    leaves_all_as_it_was(places, InputError, call, "has one label", "--output-type logits")
 
 
 # --- libraries that are not installed --------------------------------------------------------------------------------
@@ -360,10 +391,10 @@ def test_where_tensorflow_is_not_installed(checkpoint, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_where_litert_is_not_installed(checkpoint, tmp_path, monkeypatch):
-    import importlib.util
-
+@pytest.mark.parametrize("module", ["ai_edge_litert", "ai_edge_quantizer", "keras", "matplotlib"])
+def test_what_else_may_not_be_installed(tmp_path, monkeypatch, module):
+    """Said before anything is opened."""
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "ai_edge_litert" else find(name))
-    call = functools.partial(export_tflite, checkpoint, tmp_path / "x.tflite")
-    fails(MissingDependencyError, call, "Checking a .tflite file", "ai_edge_litert")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == module else find(name))
+    call = functools.partial(export_all_precisions, "none", tmp_path / "x.tflite", calibration=tmp_path)
+    fails(MissingDependencyError, call, f"needs {module}, which is not installed", "mobilevit_hub[export]")

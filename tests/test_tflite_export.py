@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,9 @@ if keras.backend.backend() != "tensorflow":
 import mobilevit_hub as mh
 from mobilevit_hub.conversion import export_all_precisions, export_tflite
 from mobilevit_hub.conversion.tflite import export
-from mobilevit_hub.conversion.tflite.inputs import calibration_photos, open_source
+from mobilevit_hub.conversion.tflite.inputs import calibration_photos, open_source, open_unlabelled
 from mobilevit_hub.conversion.tflite.measurement import check_photos, mcnemar, wilson_interval
+from mobilevit_hub.conversion.tflite.report import report_lines
 from mobilevit_hub.errors import InputError, MobileViTHubWarning, NotFoundError
 from mobilevit_hub.image_processing import MobileViTImageProcessor, processor_for
 from mobilevit_hub.images import image_files
@@ -33,15 +35,16 @@ from mobilevit_hub.tflite import Model
 pytestmark = [pytest.mark.export, QUIET]
 PRECISIONS = ("fp32", "fp16", "int8-dynamic", "int8")
 LABELS = ["cat", "dog, hound", "café\u2028au lait", "crane", "水", "crane", "zebra"]
+COMPARED = ("zebra", "dog, hound", "水")
 FACTS = ["file", "bytes", "sha256", "report"]
 
 
 def save_checkpoint(folder, version, processor=None, **fields):
-    """A tiny checkpoint with labels that are hard to write down, which does not name one class for all photos."""
+    """A tiny checkpoint with labels that are hard to write down; it names the classes of `save_photos` in turns."""
     model = tiny(version, **{"id2label": dict(enumerate(LABELS)), "num_labels": None, **fields})
     pixels = np.stack(check_photos())[:, ::2, ::2, ::-1].astype(np.float32) / np.float32(255)
     bias = model.named_weights()["classifier.bias"].variable
-    bias.assign(bias.numpy() - 0.8 * run(model, pixels).mean(0))
+    bias.assign(bias.numpy() - run(model, pixels).mean(0) + [2.0 if label in COMPARED else -1.5 for label in LABELS])
     model.save_pretrained(folder, processor=processor or processor_for(72, 64, "bilinear", "bgr"))
     return folder
 
@@ -66,7 +69,7 @@ def save_pictures(folder, count, classes=("",)):
 def save_photos(folder):
     """120 pictures to calibrate on and 24, of three of the classes, to compare on."""
     save_pictures(folder / "train", 120, ("a", "b"))
-    save_pictures(folder / "validation", 24, ("zebra", "dog, hound", "水"))
+    save_pictures(folder / "validation", 24, COMPARED)
     return folder
 
 
@@ -220,6 +223,11 @@ def test_the_border_around_the_crop_keeps_its_share():
     )  # fmt: skip
 
 
+def test_a_resize_beyond_what_can_be_resized():
+    with pytest.raises(InputError, match="At resolution 512 photos would be resized to 6000 pixels; the limit is 4096"):
+        prepared_as(size=3000, crop_size=256, resolution=512)
+
+
 @pytest.mark.parametrize("resolution", [0, 31, 1025, -64, 64.0, "64", True])
 def test_a_resolution_that_no_network_takes(checkpoint, tmp_path, resolution):
     with pytest.raises(InputError, match=rf"resolution is {resolution!r}; expected a whole number of pixels from 32"):
@@ -247,14 +255,18 @@ def test_calibration_on_floats_sees_what_the_file_takes(other, folder):
     assert other.record["calibration"]["sha256"] == digest.hexdigest()
 
 
+def calibrated(data, source):
+    return calibration_photos(open_unlabelled(str(data)), str(data), source, "uint8", False)
+
+
 def test_two_hundred_photos_are_drawn_the_same_each_time(source, tmp_path):
     save_pictures(tmp_path / "many", 210)
-    prepared, said = calibration_photos(str(tmp_path / "many"), source, "uint8", False)
+    prepared, said = calibrated(tmp_path / "many", source)
     assert len(prepared) == said["images"] == 200
     assert {(pixels.shape, pixels.dtype) for pixels in prepared} == {((1, 64, 64, 3), np.dtype("uint8"))}
-    assert calibration_photos(str(tmp_path / "many"), source, "uint8", False)[1] == said
+    assert calibrated(tmp_path / "many", source)[1] == said
     (tmp_path / "many" / "5.png").write_bytes(encode(255 - np.asarray(Image.open(tmp_path / "many" / "5.png")), "PNG"))
-    assert calibration_photos(str(tmp_path / "many"), source, "uint8", False)[1]["sha256"] != said["sha256"]
+    assert calibrated(tmp_path / "many", source)[1]["sha256"] != said["sha256"]
 
 
 def test_parquet_files_do_as_well(source, tmp_path):
@@ -264,9 +276,17 @@ def test_parquet_files_do_as_well(source, tmp_path):
     data = datasets.Dataset.from_dict(rows, features=features)
     for name in ("train-0.parquet", "validation.parquet"):
         data.to_parquet(tmp_path / name)
-        _, said = calibration_photos(str(tmp_path), source, "uint8", False)
+        _, said = calibrated(tmp_path, source)
         assert (said["source"], said["images"]) == (tmp_path.name, 100)
         (tmp_path / name).unlink()
+
+
+def test_a_class_may_be_called_train(source, tmp_path):
+    save_pictures(tmp_path / "photos", 102, ("train", "bus", "tram"))
+    assert calibrated(tmp_path / "photos", source)[1]["images"] == 102
+    (tmp_path / "photos" / "val").mkdir()
+    with pytest.raises(InputError, match="has 34 photos to calibrate on"):
+        calibrated(tmp_path / "photos", source)
 
 
 def test_photos_that_cannot_be_read_are_left_out(source, tmp_path):
@@ -274,25 +294,22 @@ def test_photos_that_cannot_be_read_are_left_out(source, tmp_path):
     for name in ("cut.png", "text.jpg"):
         (tmp_path / "some" / name).write_bytes(pictures(1)[0][:200])
     with pytest.warns(MobileViTHubWarning, match="some: 2 photos cannot be read and were left out"):
-        _, said = calibration_photos(str(tmp_path / "some"), source, "uint8", False)
+        _, said = calibrated(tmp_path / "some", source)
     assert said["images"] == 101
     for i in range(2):
         (tmp_path / "some" / f"{i}.png").unlink()
     with pytest.raises(InputError, match=r"has 99 photos to calibrate on \(2 more cannot be read\); expected 100"):
-        calibration_photos(str(tmp_path / "some"), source, "uint8", False)
+        calibrated(tmp_path / "some", source)
 
 
-def test_too_few_photos_are_refused(checkpoint, source, tmp_path):
+def test_too_few_photos_are_refused(source, tmp_path):
     (tmp_path / "empty").mkdir()
     save_pictures(tmp_path / "few", 99)
     for name, count in (("empty", 0), ("few", 99)):
         with pytest.raises(InputError, match=f"{name}: has {count} photos to calibrate on; expected 100 or more"):
-            export_tflite(checkpoint, tmp_path / "x.tflite", precision="int8", calibration=tmp_path / name)
+            calibrated(tmp_path / name, source)
     with pytest.raises(NotFoundError, match="no such file or folder"):
-        calibration_photos(str(tmp_path / "none"), source, "uint8", False)
-    with pytest.raises(InputError, match=r"int8 needs photos to calibrate on: pass calibration \(--calibration"):
-        export_tflite(checkpoint, tmp_path / "x.tflite", precision="int8")
-    assert not (tmp_path / "x.tflite").exists()
+        calibrated(tmp_path / "none", source)
 
 
 # --- comparison ------------------------------------------------------------------------------------------------------
@@ -318,20 +335,26 @@ def test_the_comparison_is_what_a_recount_gives(exports, checkpoint, photos):
     assert exports[0].comparison.agreement == 1 > exports[3].comparison.agreement
 
 
-def test_a_class_that_the_checkpoint_does_not_know(checkpoint, tmp_path):
-    save_pictures(tmp_path / "photos", 4, ("cat", "unicorn"))
-    with pytest.raises(
-        InputError, match="has the class 'unicorn', which the checkpoint does not know; it has 7 labels"
-    ):
-        export_tflite(checkpoint, tmp_path / "x.tflite", compare=tmp_path / "photos")
-    assert not (tmp_path / "x.tflite").exists()
+@pytest.mark.parametrize(
+    ("strange", "words"),
+    [
+        ("unicorn", "has the class 'unicorn', which the checkpoint does not know; it has 7 labels such as 'cat'"),
+        ("crane", "has the class 'crane', but several labels of the checkpoint have that name"),
+    ],
+)
+def test_a_class_that_is_none_of_the_checkpoint(source, tmp_path, monkeypatch, strange, words):
+    monkeypatch.setattr(export, "open_source", lambda *_: source)
+    save_pictures(tmp_path / "photos", 4, ("cat", strange))
+    with pytest.raises(InputError, match=words):
+        export_tflite("x", tmp_path / "x.tflite", compare=tmp_path / "photos")
+    assert not list(tmp_path.glob("x*"))
 
 
 def test_all_precisions_in_a_table_and_a_plot(exports, folder):
     title, empty, said, *rows = (folder / "t.md").read_text("utf-8").splitlines()
     assert (title, empty) == ("# my tiny as .tflite", "")
     assert said.startswith("Input 1×64×64×3 uint8; times on ") and "on 24 photos" in said
-    head, line, *rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows if row]
+    head, line, *rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows if row.startswith("|")]
     assert head[0] == "precision" and head[-3:] == ["top-1", "95 % interval", "McNemar p"] and set(line) == {"---"}
     for row, made in zip(rows, exports, strict=True):
         assert len(row) == len(head)
@@ -339,8 +362,15 @@ def test_all_precisions_in_a_table_and_a_plot(exports, folder):
         assert row[1].startswith(f"{made.inspection.size / 1e6:.2f} MB (")
         assert row[2] == f"{made.latencies[0].median:.1f} ms"
         assert row[head.index("top-1")] == f"{made.comparison.top1:.2%}"
-    assert [row[head.index("GPU")] for row in rows] == ["ready", "ready", "no", "no"]
+    assert [row[head.index("GPU")] for row in rows] == ["fits", "fits", "use fp16", "use fp16"]
     with Image.open(folder / "t.png") as plot:
         plot.load()
         assert plot.format == "PNG" and plot.width > 600 and plot.height > 400
         assert len(plot.convert("RGB").getcolors(1 << 24)) > 50
+
+
+def test_sizes_are_told_as_width_and_height(exports):
+    steps = {"resize": {"height": 75, "width": 150}, "crop": {"height": 64, "width": 128}, "interpolation": "bicubic"}
+    made = replace(exports[0], record={**exports[0].record, "preprocessing": steps})
+    (line,) = [line for line in report_lines(made) if line.startswith("photo")]
+    assert line.endswith("resize to 150×75, bicubic, then centre crop 128×64; the app does this")

@@ -24,7 +24,7 @@ from mobilevit_hub.conversion.tflite.measurement import (
     processor_name,
     wilson_interval,
 )
-from mobilevit_hub.errors import ExportError
+from mobilevit_hub.errors import ExportError, InputError
 
 # --- what is in a file -----------------------------------------------------------------------------------------------
 
@@ -42,7 +42,7 @@ def test_a_file_that_is_taken_whole():
     found = inspect(file)
     assert found == Inspection(
         size=len(file), operations={"ADD": 2, "LOGISTIC": 1}, rank=2, batched=[], dynamic=False, custom=[],
-        partitions=1, not_delegated={}, int8_weights=0, float_operations={},
+        partitions=1, not_delegated={}, adjoints=0, int8_weights=0, float_operations={},
     )  # fmt: skip
     assert (found.count, found.delegated, found.gpu_obstacles) == (3, 1, [])
     check_form(found)
@@ -80,6 +80,16 @@ def test_rank_and_batch():
     assert found.gpu_obstacles == ["the batch is not 1: [2, 4]"]
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_products_that_transpose_a_factor_themselves(turned):
+    tensors = [((1, 4, 4), "float32", 0)] * 3
+    operators = [(0, [0, 0], [1], schema.AddOptionsT()), (1, [0, 1], [2], schema.BatchMatMulOptionsT(adjY=turned))]
+    found = inspect(packed([graph(tensors, [0], [2], operators)], ["ADD", "BATCH_MATMUL"], []))
+    assert found.adjoints == turned
+    assert found.gpu_obstacles == ["1 BATCH_MATMUL transpose a factor, which some GPU delegates overlook"] * turned
+    check_form(found)
+
+
 def test_a_size_that_is_not_static():
     model = schema.ModelT.InitFromPackedBuf(chain("ADD"))
     for tensor in model.subgraphs[0].tensors:
@@ -92,7 +102,7 @@ def test_a_size_that_is_not_static():
         check_form(found)
 
 
-GOOD = Inspection(1000, {"CONV_2D": 3, "CAST": 1}, 4, [], False, [], 1, {"CAST": 1}, 0, {})
+GOOD = Inspection(1000, {"CONV_2D": 3, "CAST": 1}, 4, [], False, [], 1, {"CAST": 1}, 0, 0, {})
 
 
 @pytest.mark.parametrize(
@@ -120,9 +130,11 @@ def test_a_form_that_does_not_run_well_is_refused(changes, reason):
 
 def test_what_a_gpu_does_not_take():
     assert GOOD.gpu_obstacles == []
-    assert replace(GOOD, int8_weights=7).gpu_obstacles == ["7 operations have 8-bit weights; use fp16"]
-    assert replace(GOOD, operations={"GELU": 2, "ADD": 1, "QUANTIZE": 1}).gpu_obstacles == [
-        "no GPU kernel for GELU, QUANTIZE"
+    assert replace(GOOD, int8_weights=7).gpu_obstacles == [
+        "7 operations have 8-bit weights, and a GPU computes in floats; use fp16"
+    ]
+    assert replace(GOOD, operations={"GATHER": 2, "ADD": 1, "QUANTIZE": 1}).gpu_obstacles == [
+        "no GPU kernel for GATHER, QUANTIZE"
     ]
     assert replace(GOOD, rank=5, int8_weights=1).to_dict()["gpu"]["ready"] is False
 
@@ -137,22 +149,26 @@ def softmax(values):
     return powers / powers.sum(1, keepdims=True)
 
 
+CHANGE = np.array([[0.25, -0.25, 0, 0], [0, 0.5, 0, -0.5]])
+
+
 @pytest.mark.parametrize("probabilities", [False, True])
 def test_difference_by_the_formula(probabilities):
-    """Row means are 1 and 0: what is compared is 0, −2, −1, 3 and −3, 2, 1, 0."""
-    change = np.array([[0.25, -0.25, 0, 0], [0, 0.5, 0, -0.5]])
-    outputs = LOGITS + change
+    """The logits have 12 / 8 as their mean size, and 28 as their sum of squares without the mean of each image."""
+    outputs = LOGITS + CHANGE
     found = difference(softmax(outputs) if probabilities else outputs, LOGITS, probabilities=probabilities)
     assert found.largest == pytest.approx(0.5 / (12 / 8))
     assert found.error == pytest.approx(math.sqrt(0.625 / 28))
     assert (found.agreement, found.images) == (1.0, 2)
 
 
-def test_what_a_softmax_does_not_see_is_no_difference():
+def test_what_a_softmax_does_not_see_is_a_difference_of_logits_only():
     shifted = LOGITS + np.array([[100.0], [-7.0]])
-    for outputs, probabilities in ((shifted, False), (softmax(LOGITS), True)):
-        found = difference(outputs, LOGITS, probabilities=probabilities)
-        assert found.largest < 1e-12 and found.error < 1e-12
+    found = difference(softmax(shifted), LOGITS, probabilities=True)
+    assert found.largest < 1e-12 and found.error < 1e-12
+    found = difference(shifted, LOGITS, probabilities=False)
+    assert (found.largest, found.error) == pytest.approx((100 / (12 / 8), math.sqrt(4 * (10_000 + 49) / 28)))
+    assert found.agreement == 1
 
 
 def test_agreement_counts_the_best_class():
@@ -175,7 +191,7 @@ def test_nan_is_a_difference():
 
 def test_logits_that_are_all_equal_have_the_scale_one():
     found = difference(np.array([[0.0, 0.5]]), np.zeros((1, 2)), probabilities=False)
-    assert (found.largest, found.error) == pytest.approx((0.25, math.sqrt(0.125)))
+    assert (found.largest, found.error) == (0.5, 0.5)
 
 
 def test_the_built_in_photos():
@@ -251,6 +267,15 @@ def test_compare_counts():
     assert other.p_value == 2 * (1 + 4) / 16
     assert other.interval == pytest.approx((0.2152, 0.7848), abs=1e-4)  # of 4 in 8
     assert other.to_dict()["interval"] == other.interval
+
+
+def test_photos_that_cannot_be_read_are_not_counted():
+    labels, run = np.array([0, 1, 2, 3]), naming([0, 1, 0, 0])
+    photos = [np.full((1, 2, 2, 3), i, np.uint8) if i % 2 else None for i in range(4)]
+    (found,) = compare([SimpleNamespace(run=run)], lambda pixels: run(pixels)[0], photos, labels, "photos/")
+    assert (found.count, found.source_top1, found.top1) == (2, 0.5, 0.5)
+    with pytest.raises(InputError, match="photos/: none of its photos can be read"):
+        compare([], run, [None] * 4, labels, "photos/")
 
 
 def test_latency_of_files(tmp_path):

@@ -589,7 +589,7 @@ def test_predict_takes_a_file(file, tmp_path):
         ("x.tflite", {"runtime": "tf"}, "only 'tflite' runs it"),
         ("mobilevit-s", {"runtime": "tflite"}, "mobilevit-hub export mobilevit-s mobilevit-s.tflite"),
         ("x.tflite", {"runtime": "onnx"}, "runtime is 'onnx'; expected one of pt, tf, tflite"),
-        ("x.tflite", {"revision": "main"}, "takes no option 'revision'"),
+        ("x.tflite", {"revision": "main"}, "there is no option 'revision'"),
         ("x.tflite", {"threads": 0}, "threads is 0"),
     ],
 )
@@ -622,7 +622,7 @@ def test_the_command_runs_a_file(capsys, file, tmp_path, option):
     [
         (["--model", "tiny.tflite", "--runtime", "pt"], 2, "is a .tflite file; only 'tflite' runs it"),
         (["--model", "mobilevit-s", "--runtime", "tflite"], 2, "mobilevit-hub export mobilevit-s mobilevit-s.tflite"),
-        (["--model", "tiny.tflite", "--revision", "main"], 2, "takes no option 'revision'"),
+        (["--model", "tiny.tflite", "--revision", "main"], 2, "there is no option 'revision'"),
         (["--model", "missing.tflite"], 1, "missing.tflite: no such file. Make one with: mobilevit-hub export"),
         (["--model", "damaged.tflite"], 1, "damaged.tflite: damaged, or not the file that damaged.json"),
         (["--model", "mobilvit-s", "--runtime", "tflite"], 1, "Did you mean 'mobilevit-s'"),

@@ -17,6 +17,7 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 
 from mobilevit_hub.conversion.tflite.quantization import activation_ranges, quantize
+from mobilevit_hub.conversion.tflite.rewriting import without_adjoints
 from mobilevit_hub.errors import ExportError
 from mobilevit_hub.tf import folding, inference, phone
 from mobilevit_hub.tf.phone import convert_network
@@ -47,7 +48,7 @@ MORE_CASES = [
 
 def convert(model, size, form):
     input_type, output, order = form
-    return convert_network(model, size, input_type=input_type, output=output, channel_order=order)
+    return without_adjoints(convert_network(model, size, input_type=input_type, output=output, channel_order=order))
 
 
 def answers(file, pixels, output):
@@ -108,6 +109,10 @@ def check_graph(file, size, input_type, output):
     operators = [names[model.operatorCodes[op.opcodeIndex].builtinCode] for op in graph.operators]
     assert not {"CUSTOM", "VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE", "SPLIT_V", "GATHER_ND", "BROADCAST_TO",
                 "SELECT", "SELECT_V2", "SHAPE", "PACK", "SPACE_TO_BATCH_ND", "WHILE"} & set(operators)  # fmt: skip
+    products = [
+        op.builtinOptions for op, name in zip(graph.operators, operators, strict=True) if name == "BATCH_MATMUL"
+    ]
+    assert products and not any(options.adjX or options.adjY for options in products)
     assert operators.count("CAST") == (input_type == "uint8")
     assert all(len(tensor.shape) <= 4 for tensor in graph.tensors)
     assert all(tensor.shapeSignature is None or -1 not in tensor.shapeSignature for tensor in graph.tensors)

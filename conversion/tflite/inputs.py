@@ -189,16 +189,15 @@ def give_labels(images: Any, name: str, source: Source) -> None:
     if images.label_names == source.labels:
         return
     known = {label: i for i, label in enumerate(source.labels)}
-    if len(known) < len(source.labels):
+    if doubtful := [label for label in images.label_names if source.labels.count(label) > 1]:
         raise InputError(
-            f"{name}: has other classes than the checkpoint, some of whose labels have the same name, so they cannot "
-            "be compared.",
+            f"{name}: has the class {doubtful[0]!r}, but several labels of the checkpoint have that name.",
             field="compare",
         )
     if strange := [label for label in images.label_names if label not in known]:
         raise InputError(
-            f"{name}: has the class {strange[0]!r}, which the checkpoint does not know; it has {len(known)} labels "
-            f"such as {source.labels[0]!r}.",
+            f"{name}: has the class {strange[0]!r}, which the checkpoint does not know; it has {len(source.labels)} "
+            f"labels such as {source.labels[0]!r}.",
             field="compare",
         )
     images.labels = np.array([known[images.label_names[i]] for i in images.labels])

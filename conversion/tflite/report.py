@@ -20,9 +20,9 @@ def report_lines(export: Export) -> list[str]:
     size = f", {export.share_of_fp32:.0%} of fp32" if export.precision != "fp32" else ""
     same = round(export.difference.agreement * export.difference.images)
     steps = record["preprocessing"]
-    resize = "×".join(str(side) for side in steps["resize"].values())
-    resize = f"short side {resize}" if "shortest_edge" in steps["resize"] else resize
-    crop = f"{steps['crop']['width']}×{steps['crop']['height']}"
+    short = steps["resize"].get("shortest_edge")
+    resize = f"short side {short}" if short else "{width}×{height}".format(**steps["resize"])
+    crop = "{width}×{height}".format(**steps["crop"])
     counts = ", ".join(f"{count} {name}" for name, count in found.operations.items())
     left = ", ".join(f"{count} {name}" for name, count in found.not_delegated.items()) or "nothing"
     rows = [
