@@ -35,7 +35,7 @@ EXTRAS = {
     "torch": ["accelerate>=1.15", "torch>=2.10"],
     "tf": ["h5py>=3.12", "keras>=3.15,<4", "tensorflow>=2.21"],
     "tflite": ["ai-edge-litert>=2.3"],
-    "export": [f"{NAME}[tf,tflite]", "ai-edge-quantizer>=0.10", "datasets>=5.2", "matplotlib>=3.11"],
+    "export": [f"{NAME}[tf,tflite]", "ai-edge-quantizer>=0.10", "datasets>=5.2", "flatbuffers>=25.9", "matplotlib>=3.11"],
     "train": ["datasets>=5.2", "matplotlib>=3.11", "tensorboard>=2.20"],
     "eval": ["datasets>=5.2", "evaluate>=0.4.6", "matplotlib>=3.11"],
     "heif": ["pillow-heif>=1.3"],

@@ -195,7 +195,7 @@ def test_metadata_states_version_python_and_licence(metadata: Distribution) -> N
 
 # --- requirements --------------------------------------------------------------------------------------------------
 
-EXTRAS = ["torch", "tf", "export", "train", "eval", "heif", "demo", "dev", "all"]
+EXTRAS = ["torch", "tf", "tflite", "export", "train", "eval", "heif", "demo", "dev", "all"]
 
 
 def requirements(metadata: Distribution, *extras: str) -> dict[str, Requirement]:
