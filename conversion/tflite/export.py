@@ -54,7 +54,7 @@ class Export:
     """Bytes of the float32 network."""
     latencies: list[Latency] = field(default_factory=list)
     comparison: Comparison | None = None
-    processor: str = ""
+    processor: str = field(default_factory=processor_name)
     """What the latencies were measured on."""
 
     @property
@@ -369,8 +369,6 @@ def _measure(exports: list[Export], trials: list[Path]) -> None:
     for threads in (1, 2):
         for export, taken in zip(exports, latency(trials, threads), strict=True):
             export.latencies.append(taken)
-    for export in exports:
-        export.processor = processor_name()
 
 
 def _compare(
