@@ -20,11 +20,11 @@ import tensorflow as tf
 from keras import ops
 from tqdm import tqdm
 
-from mobilevit_hub.data import SizedBatches
 from mobilevit_hub.errors import InputError
 from mobilevit_hub.recipes import Recipe
 from mobilevit_hub.reports import write_json
 from mobilevit_hub.training import Run, last_complete_checkpoint
+from mobilevit_hub.transforms import SizedBatches
 
 from .data import Batch, photo_errors, training_batches, validation_batches
 from .layers import replicas, require_tensorflow

@@ -14,6 +14,7 @@ import numpy as np
 
 import mobilevit_hub
 from mobilevit_hub.errors import InputError
+from mobilevit_hub.metrics import mcnemar, wilson_interval
 from mobilevit_hub.tflite import Model
 
 PHOTOS = Path(str(mobilevit_hub.__file__)).with_name("assets") / "photos.jpg"
@@ -206,19 +207,3 @@ def compare(
             )
         )
     return found
-
-
-def wilson_interval(successes: int, count: int) -> tuple[float, float]:
-    """95 % interval of a share (E. B. Wilson, 1927)."""
-    z = statistics.NormalDist().inv_cdf(0.975)
-    share, width = successes / count, z * z / count
-    centre = share + width / 2
-    spread = z * math.sqrt(share * (1 - share) / count + width / (4 * count))
-    return max(0.0, (centre - spread) / (1 + width)), min(1.0, (centre + spread) / (1 + width))
-
-
-def mcnemar(lost: int, gained: int) -> float:
-    """Two-sided exact p-value of McNemar's test: the smaller of the two counts under a fair coin."""
-    count = lost + gained
-    tail = sum(math.comb(count, k) for k in range(min(lost, gained) + 1))
-    return min(1.0, 2 * tail / 2**count)

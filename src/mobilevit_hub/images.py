@@ -17,6 +17,7 @@ import io
 import os
 import stat
 import struct
+import threading
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
@@ -55,6 +56,8 @@ WHITE_IS_ZERO_TAG = 262
 
 AVIF_BRANDS = {b"avif", b"avis"}
 HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
+
+_FILTERS = threading.Lock()
 
 # First bytes of files that people pass by mistake, and what to say about them.
 NOT_IMAGES = (
@@ -236,8 +239,9 @@ def _without_warnings(function: Callable[..., Image.Image]) -> Callable[..., Ima
         try:
             return function(*args)
         except Warning:
-            # Only here, not always: the filters belong to all threads.
-            with warnings.catch_warnings():
+            # Only here, not always: the filters belong to all threads. One thread at a time, or they would be put back
+            # in another order than they were taken.
+            with _FILTERS, warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 return function(*args)
 

@@ -21,9 +21,10 @@ from tqdm import tqdm
 from transformers import EvalPrediction, ProgressCallback, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
-from ..data import LabelledImages, SizedBatches, mix_batch, training_photo
+from ..data import LabelledImages
 from ..image_processing import MobileViTImageProcessor
 from ..recipes import Recipe
+from ..transforms import SizedBatches, mix_batch, training_photo
 from .muon import Muon, is_hidden_matrix
 
 EMA_FILE = "ema.pt"
