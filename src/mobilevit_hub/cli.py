@@ -144,6 +144,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     verb.add_argument("--top", type=int, default=5, metavar="K", help="labels per image (default: %(default)s)")
     verb.add_argument("--strict", action="store_true", help="stop at the first image that cannot be read")
+    _add_workers(verb)
     _add_hub_options(verb)
 
     verb = _verb(
@@ -284,6 +285,11 @@ def _verb(verbs: Any, name: str, run: Any, purpose: str, examples: str) -> argpa
 
 def _add_framework(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--framework", choices=FRAMEWORKS, default="pt", help="PyTorch or Keras (default: %(default)s)")
+
+
+def _add_workers(verb: argparse.ArgumentParser) -> None:
+    text = "threads that prepare photos while the network computes; 0: none (default: the processors but one)"
+    verb.add_argument("--workers", type=int, metavar="N", help=text)
 
 
 def _add_hub_options(verb: argparse.ArgumentParser) -> None:

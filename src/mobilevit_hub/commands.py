@@ -149,7 +149,7 @@ def predict_command(arguments: argparse.Namespace) -> int:
 
         check_name(arguments.model)
     from .images import count_frames
-    from .prediction import open_classifier
+    from .prediction import open_classifier, predict_each
 
     sources = list(_image_sources(arguments.images))
     options = {name: value for name, value in _hub_options(arguments).items() if value not in (None, False)}
@@ -158,8 +158,10 @@ def predict_command(arguments: argparse.Namespace) -> int:
 
     show_bar = len(sources) > 1 and _shows_progress(arguments)
     results, failed = [], 0
-    for path, source in tqdm(sources, unit="photo", disable=not show_bar, leave=False):
-        result = next(iter(classifier.predict([source], top_k=arguments.top))) | {"path": path}
+    bar = tqdm(sources, unit="photo", disable=not show_bar, leave=False)
+    predictions = predict_each(classifier, [source for _, source in sources], arguments.top, arguments.workers)
+    for (path, source), prediction in zip(bar, predictions, strict=True):
+        result = prediction | {"path": path}
         results.append(result)
         if "error" in result:
             failed += 1

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from .architecture import RUNTIMES
-from .errors import ImageError, InputError, MissingDependencyError
+from .errors import InputError
+from .pipeline import check_workers, default_workers, prepare_ahead
 
 
 def predict(
@@ -22,6 +23,7 @@ def predict(
     *,
     runtime: str | None = None,
     top_k: int = 5,
+    workers: int | None = None,
     **options: Any,
 ) -> list[dict[str, Any]]:
     """Classifies images.
@@ -32,6 +34,8 @@ def predict(
         runtime: `"pt"` for PyTorch, `"tf"` for Keras, `"tflite"` for LiteRT; default: `"tflite"` for a `.tflite`
             file, else `"pt"`.
         top_k: How many labels to return per image.
+        workers: Threads that prepare images while the network computes; 0: none. Default: the processors but one, and
+            none for an iterator, which may depend on what came before.
         options: As for `from_pretrained`; of a `.tflite` file, `threads`.
 
     Returns:
@@ -41,7 +45,7 @@ def predict(
     """
     if not isinstance(images, list | tuple | Iterator) and getattr(images, "ndim", None) != 4:
         images = [images]
-    return list(open_classifier(model, runtime=runtime, **options).predict(images, top_k=top_k))
+    return list(predict_each(open_classifier(model, runtime=runtime, **options), images, top_k, workers))
 
 
 def open_classifier(model: str | Path, *, runtime: str | None = None, **options: Any) -> Any:
@@ -86,7 +90,9 @@ def open_classifier(model: str | Path, *, runtime: str | None = None, **options:
     return Model(model, **options)
 
 
-def predict_each(classifier: Any, images: Iterable[Any], top_k: int) -> Iterator[dict[str, Any]]:
+def predict_each(
+    classifier: Any, images: Iterable[Any], top_k: int, workers: int | None = None
+) -> Iterator[dict[str, Any]]:
     """Classifies images one by one; see `predict` for what is yielded.
 
     Args:
@@ -94,18 +100,27 @@ def predict_each(classifier: Any, images: Iterable[Any], top_k: int) -> Iterator
             and `labels`.
         images: Anything that `load_image` takes.
         top_k: How many labels to return per image.
+        workers: As for `predict`.
     """
     check_top_k(top_k)
-    for i, image in enumerate(images):
-        path = str(image) if isinstance(image, str | Path) else f"image {i}"
+    check_workers(workers)
+    if workers is None:  # an iterator may fill one buffer again and again, or wait for our answer
+        workers = default_workers() if not isinstance(images, Iterator) else 0
+
+    def prepare(image: Any) -> tuple[np.ndarray, float]:
         started = time.perf_counter()
-        try:
-            pixels = classifier.prepare(image)
-        except (ImageError, InputError, MissingDependencyError) as error:  # the last: HEIC without its plug-in
-            yield {"path": path, "error": str(error)}
+        return classifier.prepare(image), time.perf_counter() - started
+
+    prepared = prepare_ahead(images, prepare, workers=workers, ahead=4 * workers)
+    for i, (image, result) in enumerate(prepared):
+        path = str(image) if isinstance(image, str | Path) else f"image {i}"
+        if isinstance(result, Exception):
+            yield {"path": path, "error": str(result)}
             continue
-        predictions = best_labels(classifier.probabilities(pixels)[0], classifier.labels, top_k)
-        yield {"path": path, "predictions": predictions, "ms": round(1000 * (time.perf_counter() - started), 3)}
+        started = time.perf_counter()
+        predictions = best_labels(classifier.probabilities(result[0])[0], classifier.labels, top_k)
+        seconds = result[1] + time.perf_counter() - started
+        yield {"path": path, "predictions": predictions, "ms": round(1000 * seconds, 3)}
 
 
 def check_top_k(top_k: int) -> None:

@@ -433,3 +433,8 @@ def imagenet_labels() -> list[str]:
 def imagenet_wnids() -> list[str]:
     """Returns the 1000 WordNet ids of ImageNet-1k, such as `"n01440764"`, in the order of the logits."""
     return [row["wnid"] for row in _imagenet_classes()]
+
+
+def imagenet_subset(name: str) -> list[int]:
+    """Returns the indices among the 1000 of the 200 classes of `"imagenet_a"` or `"imagenet_r"`, ascending."""
+    return [i for i, row in enumerate(_imagenet_classes()) if row[name]]
