@@ -338,8 +338,8 @@ def test_the_comparison_is_what_a_recount_gives(exports, checkpoint, photos):
 @pytest.mark.parametrize(
     ("strange", "words"),
     [
-        ("unicorn", "has the class 'unicorn', which the checkpoint does not know; it has 7 labels such as 'cat'"),
-        ("crane", "has the class 'crane', but several labels of the checkpoint have that name"),
+        ("unicorn", "has the class 'unicorn', which the model does not know; it has 7 labels such as 'cat'"),
+        ("crane", "has the class 'crane', but several labels of the model have that name"),
     ],
 )
 def test_a_class_that_is_none_of_the_checkpoint(source, tmp_path, monkeypatch, strange, words):

@@ -14,12 +14,12 @@ import numpy as np
 
 from mobilevit_hub import __version__
 from mobilevit_hub.architecture import PRECISIONS, TFLITE_INPUTS, TFLITE_OUTPUTS
-from mobilevit_hub.data import open_images
+from mobilevit_hub.data import open_images, public_name
 from mobilevit_hub.errors import ExportError, ImageError, InputError, MobileViTHubWarning, require
 from mobilevit_hub.files import json_bytes, sha256_of, temporary_folder, write_file, write_folder
 from mobilevit_hub.tflite import Model
 
-from .inputs import Source, calibration_photos, give_labels, open_source, open_unlabelled, public_name
+from .inputs import Source, calibration_photos, give_labels, open_source, open_unlabelled
 from .inspection import Inspection, check_form, inspect
 from .measurement import Comparison, Difference, Latency, check_photos, compare, difference, latency, processor_name
 from .progress import bar, step

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from mobilevit_hub.checkpoints import Checkpoint, find_checkpoint, load_config
-from mobilevit_hub.data import SPLIT_NAMES, open_images
+from mobilevit_hub.data import SPLIT_NAMES, open_images, public_name
 from mobilevit_hub.errors import ImageError, InputError, MobileViTHubWarning, NotFoundError
 from mobilevit_hub.image_processing import MAX_EDGE, MobileViTImageProcessor
 from mobilevit_hub.images import image_files
+from mobilevit_hub.label_maps import label_indices
 from mobilevit_hub.runtimes import from_pretrained, processor_of
 
 from .progress import bar
@@ -156,12 +157,6 @@ def calibration_photos(
     return prepared, {"source": public_name(name), "images": len(prepared), "sha256": digest.hexdigest()}
 
 
-def public_name(data: str) -> str:
-    """What a data set is called in files that others get: where a folder lies is nobody's business."""
-    path = Path(data.removeprefix("imagefolder:").removeprefix("parquet:")).expanduser()
-    return path.resolve().name if path.exists() else data
-
-
 def open_unlabelled(data: str) -> Any:
     """Photos of a folder, with or without folders of classes, or of any other data set; of its training part."""
     folder = Path(data.removeprefix("imagefolder:")).expanduser()
@@ -185,19 +180,5 @@ def _is_split(folder: Path) -> bool:
 
 
 def give_labels(images: Any, name: str, source: Source) -> None:
-    """Gives the photos of a labelled data set the class numbers of the checkpoint, by the names of the classes."""
-    if images.label_names == source.labels:
-        return
-    known = {label: i for i, label in enumerate(source.labels)}
-    if doubtful := [label for label in images.label_names if source.labels.count(label) > 1]:
-        raise InputError(
-            f"{name}: has the class {doubtful[0]!r}, but several labels of the checkpoint have that name.",
-            field="compare",
-        )
-    if strange := [label for label in images.label_names if label not in known]:
-        raise InputError(
-            f"{name}: has the class {strange[0]!r}, which the checkpoint does not know; it has {len(source.labels)} "
-            f"labels such as {source.labels[0]!r}.",
-            field="compare",
-        )
-    images.labels = np.array([known[images.label_names[i]] for i in images.labels])
+    """Gives the photos of a labelled data set the class numbers of the checkpoint; see `label_maps.label_indices`."""
+    images.labels = label_indices(images.label_names, source.labels, name, field="compare")[images.labels]

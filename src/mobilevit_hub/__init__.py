@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from . import conversion, tflite
     from .configuration import MobileViTConfig, MobileViTV2Config
+    from .evaluation import evaluate
     from .image_processing import MobileViTImageProcessor
     from .images import load_image
     from .prediction import predict
@@ -56,6 +57,7 @@ _MODULES = {
     "TFMobileViTV2Backbone": "tf",
     "TFMobileViTV2ForImageClassification": "tf",
     "TFMobileViTV2Model": "tf",
+    "evaluate": "evaluation",
     "train": "training",
     "from_pretrained": "runtimes",
     "image_processor": "runtimes",
@@ -80,6 +82,7 @@ __all__ = [
     "TFMobileViTV2Model",
     "__version__",
     "conversion",
+    "evaluate",
     "from_pretrained",
     "get_preset",
     "image_processor",

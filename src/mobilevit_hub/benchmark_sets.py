@@ -10,6 +10,7 @@ after their terms were accepted there, or from a copy on this machine, `imagenet
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 from dataclasses import dataclass, field
@@ -18,8 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import ConfigError, ImageError, InputError, NotFoundError
-from .json_files import read_json
+from .errors import ConfigError, InputError, NotFoundError
 from .presets import find_preset, imagenet_subset, imagenet_wnids
 
 TIMM = "timm, results/results-{}.csv"
@@ -67,7 +67,7 @@ def _timm(name: str, *scores: float) -> dict[str, Any]:
     return {"timm_top1": dict(zip(models, scores, strict=True)), "timm_source": TIMM.format(name)}
 
 
-# Hub ids as public code uses them; that of Sketch is a script, that of V2 an archive, neither of which `datasets` opens.
+# Hub ids as public code uses them. Sketch is there as a script, V2 as an archive; `datasets` opens neither.
 _ROWS = (
     BenchmarkSet(
         name="imagenet-1k",
@@ -195,8 +195,7 @@ def label_map(benchmark: BenchmarkSet, classes: list[str], labels: list[str], na
     wnids = imagenet_wnids()
     if all(c in wnids for c in classes):
         indices = np.array([wnids.index(c) for c in classes])
-    elif len(classes) == 1000 and (has_imagenet_labels(classes) or all(not c.isdigit() for c in classes)):
-        # 1000 names in the order of the sorted WordNet ids, as in every copy with a class label column
+    elif has_imagenet_labels(classes):
         indices = np.arange(1000)
     else:
         indices = label_indices(classes, labels, name)
@@ -232,7 +231,10 @@ def read_real_labels(file: str | os.PathLike | None) -> list[list[int]]:
     path = Path(file).expanduser()
     if not path.is_file():
         raise NotFoundError(f"--real-labels {str(file)!r}: there is no such file.", path=path, field="real_labels")
-    data = read_json(path)
+    try:
+        data = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        data = None
     fits = isinstance(data, list) and all(
         isinstance(entry, list) and all(type(i) is int and 0 <= i < 1000 for i in entry) for entry in data
     )
@@ -249,13 +251,14 @@ def real_labels_of(file_name: str | None, labels: list[list[int]]) -> list[int]:
     """The labels of a photo, found by the number in its file name, such as `ILSVRC2012_val_00000001.JPEG`.
 
     Raises:
-        ImageError: Its name has no such number.
+        InputError: Its name has no such number.
     """
     found = _NUMBER.search(file_name or "")
     if not found or not 1 <= int(found[1]) <= len(labels):
-        raise ImageError(
+        raise InputError(
             f"The photo {file_name!r} has no number as in ILSVRC2012_val_00000001.JPEG, by which its ReaL labels are "
             "found.",
             path=file_name,
+            field="data",
         )
     return labels[int(found[1]) - 1]

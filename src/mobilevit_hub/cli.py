@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from . import __version__, commands
+from . import __version__, commands, evaluation_command
 from .architecture import FRAMEWORKS, PRECISIONS, RUNTIMES, TFLITE_INPUTS, TFLITE_OUTPUTS
 from .errors import InputError, MobileViTHubError, MobileViTHubWarning
 
@@ -97,7 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of all verbs; imports no framework."""
     parser = argparse.ArgumentParser(
         prog="mobilevit-hub",
-        description="MobileViT and MobileViTv2 by name: classify, inspect, train, convert, export, verify, publish.",
+        description="MobileViT and MobileViTv2 by name: classify, inspect, train, measure, convert, export, publish.",
         epilog='Try "mobilevit-hub predict photo.jpg", or "mobilevit-hub VERB --help" for examples of a verb.',
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
@@ -144,6 +144,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     verb.add_argument("--top", type=int, default=5, metavar="K", help="labels per image (default: %(default)s)")
     verb.add_argument("--strict", action="store_true", help="stop at the first image that cannot be read")
+    _add_workers(verb)
+    _add_hub_options(verb)
+
+    verb = _verb(
+        verbs,
+        "evaluate",
+        evaluation_command.evaluate_command,
+        "Measure one or several models on labelled photos.",
+        evaluation_command.EXAMPLES,
+    )
+    evaluation_command.add_arguments(verb)
     _add_workers(verb)
     _add_hub_options(verb)
 

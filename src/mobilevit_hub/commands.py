@@ -19,7 +19,8 @@ def plain_text(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
-def _hub_options(arguments: argparse.Namespace) -> dict[str, Any]:
+def hub_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Where a checkpoint is looked for."""
     return {name: getattr(arguments, name) for name in ("revision", "cache_dir", "local_files_only")}
 
 
@@ -87,7 +88,7 @@ def info_command(arguments: argparse.Namespace) -> int:
         from .files import sha256_of
         from .runtimes import processor_of
 
-        checkpoint = find_checkpoint(name, **_hub_options(arguments))
+        checkpoint = find_checkpoint(name, **hub_options(arguments))
         config, processor = load_config(checkpoint), processor_of(checkpoint)
         record["files"] = {
             "labels": config.num_labels,
@@ -100,7 +101,7 @@ def info_command(arguments: argparse.Namespace) -> int:
     if arguments.framework:
         from .runtimes import from_pretrained, parameter_count
 
-        network = from_pretrained(name, framework=arguments.framework, **_hub_options(arguments))
+        network = from_pretrained(name, framework=arguments.framework, **hub_options(arguments))
         record["model"] = {"class": type(network).__name__, "params": parameter_count(network)}
     if arguments.json:
         print(json.dumps(record, indent=2))
@@ -152,11 +153,11 @@ def predict_command(arguments: argparse.Namespace) -> int:
     from .prediction import open_classifier, predict_each
 
     sources = list(_image_sources(arguments.images))
-    options = {name: value for name, value in _hub_options(arguments).items() if value not in (None, False)}
+    options = {name: value for name, value in hub_options(arguments).items() if value not in (None, False)}
     classifier = open_classifier(arguments.model, runtime=arguments.runtime, **options)
     from tqdm import tqdm
 
-    show_bar = len(sources) > 1 and _shows_progress(arguments)
+    show_bar = len(sources) > 1 and shows_progress(arguments)
     results, failed = [], 0
     bar = tqdm(sources, unit="photo", disable=not show_bar, leave=False)
     predictions = predict_each(classifier, [source for _, source in sources], arguments.top, arguments.workers)
@@ -223,8 +224,8 @@ def convert_command(arguments: argparse.Namespace) -> int:
             sha256=arguments.sha256,
             verify=not arguments.no_verify,
             overwrite=arguments.overwrite,
-            progress=_shows_progress(arguments),
-            **_hub_options(arguments),
+            progress=shows_progress(arguments),
+            **hub_options(arguments),
         )
     except ExportError as error:
         if error.report is not None and not arguments.json:
@@ -263,7 +264,7 @@ def export_command(arguments: argparse.Namespace) -> int:
         name: getattr(arguments, name)
         for name in ("resolution", "input_type", "output_type", "calibration", "compare", "overwrite")
     }
-    options |= {"progress": _shows_progress(arguments), **_hub_options(arguments)}
+    options |= {"progress": shows_progress(arguments), **hub_options(arguments)}
     if arguments.all_precisions:
         exports = export_all_precisions(arguments.name, arguments.output, **options)
     else:
@@ -294,7 +295,8 @@ def _lines_of(path: str) -> list[str]:
         raise InputError(f"--labels {path!r}: {reason}.", path=path, field="labels") from error
 
 
-def _shows_progress(arguments: argparse.Namespace) -> bool:
+def shows_progress(arguments: argparse.Namespace) -> bool:
+    """Whether a progress bar would be seen, and is wanted."""
     return not arguments.quiet and sys.stderr.isatty()
 
 
@@ -306,7 +308,7 @@ def verify_command(arguments: argparse.Namespace) -> int:
     from .conversion import verify
 
     found = verify(
-        arguments.name, sha256=arguments.sha256, progress=_shows_progress(arguments), **_hub_options(arguments)
+        arguments.name, sha256=arguments.sha256, progress=shows_progress(arguments), **hub_options(arguments)
     )
     if arguments.json:
         print(json.dumps(found.to_dict(), indent=2))
@@ -325,7 +327,7 @@ def push_command(arguments: argparse.Namespace) -> int:
 
     from .publishing import push
 
-    if not _shows_progress(arguments):
+    if not shows_progress(arguments):
         disable_progress_bars()
     message = {} if arguments.message is None else {"message": arguments.message}
     address = push(

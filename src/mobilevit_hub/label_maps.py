@@ -11,7 +11,7 @@ from .errors import InputError, MobileViTHubWarning
 from .presets import imagenet_labels, imagenet_wnids
 
 SAME_NAMES = 0.9
-"""Share of the 1000 names by which labels are recognised as those of ImageNet-1k; spellings differ from file to file."""
+"""Share of the 1000 names by which labels are recognised as those of ImageNet-1k; spellings differ."""
 
 
 def label_indices(classes: Sequence[str], labels: Sequence[str], name: str, field: str = "data") -> np.ndarray:

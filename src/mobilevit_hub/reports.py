@@ -18,7 +18,7 @@ def write_json(path: str | Path, data: Any) -> None:
     write_file(path, json_bytes(data))
 
 
-def _new_figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
     """A figure that draws to a file: no window system, no global state."""
     require("matplotlib", "train", "Drawing")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -29,7 +29,8 @@ def _new_figure(width: float, height: float) -> Any:
     return figure
 
 
-def _png(figure: Any) -> bytes:
+def png_of(figure: Any) -> bytes:
+    """The figure as a PNG file."""
     import io
 
     buffer = io.BytesIO()
@@ -45,7 +46,7 @@ def draw_learning_curve(history: list[dict[str, Any]], path: str | Path) -> None
         history: Log records with `epoch` and `loss`, or `epoch`, `eval_top1` and `eval_top5`.
         path: PNG file to write.
     """
-    figure = _new_figure(8, 4)
+    figure = new_figure(8, 4)
     axes = figure.add_subplot()
     losses = [(r["epoch"], r["loss"]) for r in history if "loss" in r]
     scores = [(r["epoch"], 100 * r["eval_top1"], 100 * r["eval_top5"]) for r in history if "eval_top1" in r]
@@ -66,7 +67,7 @@ def draw_learning_curve(history: list[dict[str, Any]], path: str | Path) -> None
     right.set_ylabel("validation accuracy (%)")
     handles = [*axes.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
-    write_file(path, _png(figure))
+    write_file(path, png_of(figure))
 
 
 def draw_predictions(photos: list[Any], results: list[dict[str, Any]], path: str | Path) -> None:
@@ -77,7 +78,7 @@ def draw_predictions(photos: list[Any], results: list[dict[str, Any]], path: str
         results: Entries of `mobilevit_hub.predict`.
         path: PNG file to write.
     """
-    figure = _new_figure(3.2 * len(photos), 5.2)
+    figure = new_figure(3.2 * len(photos), 5.2)
     grid = figure.subplots(2, len(photos), squeeze=False, height_ratios=(2, 1))
     for column, (photo, result) in enumerate(zip(photos, results, strict=True)):
         grid[0][column].imshow(np.asarray(photo))
@@ -96,7 +97,7 @@ def draw_predictions(photos: list[Any], results: list[dict[str, Any]], path: str
         axes.set_xlabel(f"probability (%)   ·   {result['ms']:.0f} ms", fontsize=9)
         for side in ("top", "right", "left"):
             axes.spines[side].set_visible(False)
-    write_file(path, _png(figure))
+    write_file(path, png_of(figure))
 
 
 def trade_off_plot(points: list[dict[str, Any]], title: str) -> bytes:
@@ -110,7 +111,7 @@ def trade_off_plot(points: list[dict[str, Any]], title: str) -> bytes:
     Returns:
         A PNG.
     """
-    figure = _new_figure(7, 4.2)
+    figure = new_figure(7, 4.2)
     axes = figure.add_subplot()
     measured = all(point["top1"] is not None for point in points)
     # fp32 and fp16 lie in one place where a processor computes both alike, so the texts part.
@@ -138,4 +139,4 @@ def trade_off_plot(points: list[dict[str, Any]], title: str) -> bytes:
         axes.set_ylim(0, 115)
     axes.set_xlim(0, 1.25 * max(point["milliseconds"] for point in points))
     axes.grid(alpha=0.25)
-    return _png(figure)
+    return png_of(figure)
