@@ -2,14 +2,20 @@
 
     python contestants.py NAME NETWORK WEIGHTS SIZE THREADS
 
-Reads questions and writes answers, a line of JSON each: `["result", WHAT, B]` → what the function returns
-for B images; `["time", WHAT, B, CALLS]` → milliseconds of each call; no more lines: the end. Needs only
-NumPy and the library it measures, since those live in different environments.
+Reads questions and writes answers, a line of JSON each; no more lines: the end.
+
+- `["result", WHAT, B]` → what the function returns for B images;
+- `["time", WHAT, B, CALLS]` → milliseconds of each call;
+- `["memory", WHAT, B]` → megabytes during a call, see `memory`;
+- `["highest", WHAT, B]` → the most megabytes of the process so far.
+
+Needs only NumPy and the library it measures, since those live in different environments.
 """
 
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import os
 import sys
@@ -22,7 +28,10 @@ import numpy as np
 
 SEED = 7
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.01
-Functions = dict[str, Callable[[np.ndarray], Any]]
+PRODUCT = 2048
+"""Side of the matrices whose product measures the peak rate of the machine."""
+Functions = dict[str, Callable[..., Any]]
+_megabytes_of_imports: list[float] = []
 
 
 @functools.lru_cache
@@ -32,9 +41,10 @@ def images(count: int, size: int) -> np.ndarray:
 
 
 # --- inference: each returns a function from images to logits, and what is timed besides "call" ----------------------
+# "prepare" lays the images out as a library wants them, once and outside of the time; default: as they are.
 
 
-def fused(network: str, weights: Path, threads: int) -> Functions:
+def tf(network: str, weights: Path, threads: int) -> Functions:
     """The Keras twin's inference form."""
     model = keras_twin(network, weights, threads)
     from mobilevit_hub.tf.inference import fuse
@@ -43,22 +53,23 @@ def fused(network: str, weights: Path, threads: int) -> Functions:
     return {"call": lambda x: form(x).numpy(), "predict": form.predict}
 
 
-def plain(network: str, weights: Path, threads: int) -> Functions:
+def tf_trainable(network: str, weights: Path, threads: int) -> Functions:
     """The Keras twin's trainable model under `tf.function`."""
     model = keras_twin(network, weights, threads)
-    import tensorflow as tf
+    import tensorflow
 
-    compiled = tf.function(lambda x: model(x, training=False))
+    compiled = tensorflow.function(lambda x: model(x, training=False))
     return {"call": lambda x: compiled(x).numpy()}
 
 
 def keras_twin(network: str, weights: Path, threads: int) -> Any:
     """The trainable Keras model."""
-    import tensorflow as tf
+    import tensorflow
 
-    set_tensorflow_threads(tf, threads)
+    set_tensorflow_threads(tensorflow, threads)
     from mobilevit_hub import tf as twin
 
+    imported()
     cls = twin.TFMobileViTV2ForImageClassification if "v2" in network else twin.TFMobileViTForImageClassification
     return cls.from_pretrained(weights)
 
@@ -66,11 +77,11 @@ def keras_twin(network: str, weights: Path, threads: int) -> Any:
 def kecam(network: str, weights: Path, threads: int) -> Functions:
     """keras-cv-attention-models on tf-keras, under `tf.function`."""
     os.environ["TF_USE_LEGACY_KERAS"] = "1"  # before TensorFlow is imported
-    import tensorflow as tf
+    import tensorflow
 
-    set_tensorflow_threads(tf, threads)
+    set_tensorflow_threads(tensorflow, threads)
     model = kecam_model(network, weights)
-    compiled = tf.function(lambda x: model(x, training=False))
+    compiled = tensorflow.function(lambda x: model(x, training=False))
     return {"call": lambda x: compiled(x).numpy()}
 
 
@@ -79,6 +90,7 @@ def kecam_model(network: str, weights: Path, size: int = 256) -> Any:
     os.environ["TF_USE_LEGACY_KERAS"] = "1"
     from keras_cv_attention_models import mobilevit
 
+    imported()
     name = {"mobilevit-xxs": "MobileViT_XXS", "mobilevit-xs": "MobileViT_XS", "mobilevit-s": "MobileViT_S"}.get(network)
     name = name or f"MobileViT_V2_{round(float(network.removeprefix('mobilevitv2-')) * 100):03}"
     model = getattr(mobilevit, name)(input_shape=(size, size, 3), pretrained=None, classifier_activation=None)
@@ -91,39 +103,191 @@ def kecam_model(network: str, weights: Path, size: int = 256) -> Any:
     return model
 
 
-def transformers(network: str, weights: Path, threads: int) -> Functions:
-    """Stock transformers, channels_last."""
+def pt(network: str, weights: Path, threads: int, **options: Any) -> Functions:
+    """The PyTorch twin's inference form, compiled where there is a C++ compiler."""
     import torch
+
+    torch.set_num_threads(threads)
+    from mobilevit_hub.pt import MobileViTForImageClassification, MobileViTV2ForImageClassification
+
+    imported()
+    cls = MobileViTV2ForImageClassification if "v2" in network else MobileViTForImageClassification
+    form = cls.from_pretrained(weights).optimize_for_inference(**options)
+    return torch_functions(torch, lambda pixels: form(pixels).logits)
+
+
+def pt_plain(network: str, weights: Path, threads: int) -> Functions:
+    """The PyTorch twin's inference form, as where there is no compiler."""
+    return pt(network, weights, threads, compile=False)
+
+
+def pt_bf16(network: str, weights: Path, threads: int) -> Functions:
+    """The PyTorch twin's inference form in bfloat16."""
+    return pt(network, weights, threads, dtype="bfloat16")
+
+
+def transformers(network: str, weights: Path, threads: int) -> Functions:
+    """Stock transformers, eager, as `from_pretrained` returns it."""
+    import torch
+
+    return torch_functions(torch, transformers_model(torch, weights, threads))
+
+
+def transformers_channels_last(network: str, weights: Path, threads: int) -> Functions:
+    """Stock transformers, eager, channels_last."""
+    import torch
+
+    model = transformers_model(torch, weights, threads, memory_format=torch.channels_last)
+    return torch_functions(torch, model, torch.channels_last)
+
+
+def transformers_model(torch: Any, weights: Path, threads: int, **options: Any) -> Callable[[Any], Any]:
+    """Stock transformers as a function from pixels to logits."""
     from transformers import AutoModelForImageClassification
 
     torch.set_num_threads(threads)
-    model = AutoModelForImageClassification.from_pretrained(weights).eval().to(memory_format=torch.channels_last)
-    return {"call": without_gradients(torch, lambda x: model(x).logits)}
+    imported()
+    model = AutoModelForImageClassification.from_pretrained(weights).eval().to(**options)
+    return lambda pixels: model(pixels).logits
 
 
 def timm(network: str, weights: Path, threads: int) -> Functions:
-    """timm, channels_last."""
+    """timm, eager, channels_last."""
     import torch
+
+    return torch_functions(torch, timm_model(torch, network, weights, threads), torch.channels_last)
+
+
+def timm_compiled(network: str, weights: Path, threads: int) -> Functions:
+    """timm, channels_last, `torch.compile`; every number of images has a graph of its own, which is the fastest."""
+    import torch
+
+    model = torch.compile(timm_model(torch, network, weights, threads), dynamic=False)
+    return torch_functions(torch, model, torch.channels_last)
+
+
+def timm_frozen(network: str, weights: Path, threads: int) -> Functions:
+    """As `timm_compiled`, with the compiler's `freezing` of weights, which is off where nobody asks for it."""
+    os.environ["TORCHINDUCTOR_FREEZING"] = "1"  # before torch is imported
+    return timm_compiled(network, weights, threads)
+
+
+def timm_model(torch: Any, network: str, weights: Path, threads: int) -> Any:
+    """A network of timm, channels_last; without a file of weights, as timm initialises it."""
     from torchvision_stand_in import import_without_torchvision
 
     torch.set_num_threads(threads)
+    create_model = import_without_torchvision("timm").create_model
+    imported()
     name = network.replace("-", "_")
-    if "v2" in network:
+    if network.startswith("mobilevitv2-"):
         name = f"mobilevitv2_{round(float(network.removeprefix('mobilevitv2-')) * 100):03}"
-    model = import_without_torchvision("timm").create_model(name)
-    model.load_state_dict({key: torch.from_numpy(array) for key, array in np.load(weights).items()}, strict=True)
-    model.eval().to(memory_format=torch.channels_last)
-    return {"call": without_gradients(torch, model)}
+    model = create_model(name)
+    if weights.is_file():
+        model.load_state_dict({key: torch.from_numpy(array) for key, array in np.load(weights).items()}, strict=True)
+    return model.eval().to(memory_format=torch.channels_last)
 
 
-def without_gradients(torch: Any, model: Callable[[Any], Any]) -> Callable[[np.ndarray], np.ndarray]:
-    """A PyTorch model that takes channels-last arrays as they lie in memory."""
+def torch_functions(torch: Any, model: Callable[[Any], Any], layout: Any = None) -> Functions:
+    """A PyTorch function from pixels `(B, 3, H, W)`, which lie in memory as `layout` says, to logits."""
+    layout = layout or torch.contiguous_format
 
-    def call(array: np.ndarray) -> np.ndarray:
+    def call(pixels: Any) -> np.ndarray:
         with torch.inference_mode():
-            return model(torch.from_numpy(array).permute(0, 3, 1, 2)).numpy()
+            return model(pixels).float().numpy()
+
+    return {"prepare": lambda x: torch.from_numpy(x).permute(0, 3, 1, 2).contiguous(memory_format=layout), "call": call}
+
+
+def tflite(network: str, weights: Path, threads: int) -> Functions:
+    """A `.tflite` file in this package's runtime, image after image."""
+    import ai_edge_litert.interpreter  # noqa: F401 - what `Model` runs on
+
+    from mobilevit_hub.tflite import Model
+
+    imported()
+    return {"call": Model(weights, threads=threads).run}
+
+
+def tflite_int8(network: str, weights: Path, threads: int) -> Functions:
+    """The same with another file."""
+    return tflite(network, weights, threads)
+
+
+def onnxruntime(network: str, weights: Path, threads: int) -> Functions:
+    """ONNX Runtime: the batch at once or image after image, whichever is faster."""
+    import onnxruntime as runtime
+
+    imported()
+    settings = runtime.SessionOptions()
+    settings.intra_op_num_threads, settings.inter_op_num_threads = threads, 1
+    settings.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    session = runtime.InferenceSession(str(weights), settings, providers=["CPUExecutionProvider"])
+    (name,) = (entry.name for entry in session.get_inputs())
+
+    def whole(x: np.ndarray) -> np.ndarray:
+        return session.run(None, {name: x})[0]
+
+    return {"prepare": channels_first, "call": fastest(whole, lambda x: np.concatenate([whole(i[None]) for i in x]))}
+
+
+def openvino(network: str, weights: Path, threads: int) -> Functions:
+    """OpenVINO: the batch at once, image after image, or images side by side, whichever is fastest."""
+    import openvino as runtime
+
+    imported()
+    core = runtime.Core()
+
+    @functools.lru_cache
+    def compiled(count: int, size: int, hint: str) -> Any:
+        network = core.read_model(str(weights))
+        network.reshape([count, 3, size, size])
+        settings = {"PERFORMANCE_HINT": hint, "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+        return core.compile_model(network, "CPU", settings)
+
+    def whole(x: np.ndarray) -> np.ndarray:
+        return compiled(len(x), x.shape[-1], "LATENCY")(x)[0]
+
+    def side_by_side(x: np.ndarray) -> np.ndarray:
+        results: list[Any] = [None] * len(x)
+        queue = runtime.AsyncInferQueue(compiled(1, x.shape[-1], "THROUGHPUT"))
+        queue.set_callback(lambda request, i: results.__setitem__(i, request.get_output_tensor().data.copy()))
+        for i, image in enumerate(x):
+            queue.start_async({0: image[None]}, i)
+        queue.wait_all()
+        return np.concatenate(results)
+
+    one_by_one = lambda x: np.concatenate([whole(image[None]) for image in x])  # noqa: E731
+    return {"prepare": channels_first, "call": fastest(whole, one_by_one, side_by_side)}
+
+
+def channels_first(x: np.ndarray) -> np.ndarray:
+    """`(B, H, W, 3)` to `(B, 3, H, W)`."""
+    return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+
+
+def fastest(whole: Callable[..., Any], *others: Callable[..., Any]) -> Callable[..., Any]:
+    """Runs `whole` on one image; on more, what took least time when as many came first."""
+    chosen = {1: whole}
+
+    def call(batch: np.ndarray) -> Any:
+        if len(batch) not in chosen:
+            for function in (whole, *others):  # the first call prepares
+                function(batch)
+            chosen[len(batch)] = min((whole, *others), key=lambda function: milliseconds(function, batch))
+        return chosen[len(batch)](batch)
 
     return call
+
+
+def peak(network: str, weights: Path, threads: int) -> Functions:
+    """The highest rate of arithmetic: a product of two matrices, whatever the images."""
+    import torch
+
+    torch.set_num_threads(threads)
+    first, second = torch.randn(2, PRODUCT, PRODUCT)
+    low = first.bfloat16(), second.bfloat16()
+    return {"float32": lambda x: first @ second, "bfloat16": lambda x: low[0] @ low[1]}
 
 
 # --- training: each also returns a step that learns from a batch, and returns the loss before it ----------------------
@@ -163,7 +327,8 @@ def torch_training(network: str, weights: Path, threads: int, *, channels_last: 
         optimizer.step()
         return loss.item()
 
-    return {"call": without_gradients(torch, lambda x: model.eval()(x).logits), "step": step}
+    forward = torch_functions(torch, lambda pixels: model.eval()(pixels).logits)
+    return {"call": lambda x: forward["call"](forward["prepare"](x)), "step": step}
 
 
 def torch_training_channels_last(network: str, weights: Path, threads: int) -> Functions:
@@ -171,13 +336,17 @@ def torch_training_channels_last(network: str, weights: Path, threads: int) -> F
     return torch_training(network, weights, threads, channels_last=True)
 
 
-CONTESTANTS = (fused, plain, kecam, transformers, timm, keras_training, torch_training, torch_training_channels_last)
+CONTESTANTS: tuple[Callable[[str, Path, int], Functions], ...] = (
+    *(pt, pt_plain, pt_bf16, tf, tf_trainable, tflite, tflite_int8, transformers, transformers_channels_last),
+    *(timm, timm_compiled, timm_frozen, kecam, onnxruntime, openvino, peak),
+    *(keras_training, torch_training, torch_training_channels_last),
+)
 
 
-def set_tensorflow_threads(tf: Any, threads: int) -> None:
+def set_tensorflow_threads(tensorflow: Any, threads: int) -> None:
     """Threads of one operation, and operations at a time."""
-    tf.config.threading.set_intra_op_parallelism_threads(threads)
-    tf.config.threading.set_inter_op_parallelism_threads(threads)
+    tensorflow.config.threading.set_intra_op_parallelism_threads(threads)
+    tensorflow.config.threading.set_inter_op_parallelism_threads(threads)
 
 
 # --- questions and answers -------------------------------------------------------------------------------------------
@@ -192,23 +361,48 @@ def main() -> None:
     functions = {contestant.__name__: contestant for contestant in CONTESTANTS}[name](
         network, Path(weights), int(threads)
     )
+    prepare = functools.lru_cache(1)(lambda count: functions.get("prepare", lambda x: x)(images(count, int(size))))
     answers.write(json.dumps(sorted(functions)) + "\n")
     for line in sys.stdin:
         question, what, count, *calls = json.loads(line)
-        batch = images(count, int(size))
+        function, batch = functions[what], prepare(count)
         if question == "result":
-            answer = np.asarray(functions[what](batch)).tolist()
+            answer = np.asarray(function(batch)).tolist()
+        elif question == "memory":
+            answer = memory(function, batch)
+        elif question == "highest":
+            answer = resident("VmHWM")
         else:
-            answer = [milliseconds(functions[what], batch) for _ in range(*calls)]
+            answer = [milliseconds(function, batch) for _ in range(*calls)]
             time.sleep(0.01)  # threads that still spin would disturb the next contestant
         answers.write(json.dumps(answer) + "\n")
 
 
-def milliseconds(function: Callable[[np.ndarray], Any], batch: np.ndarray) -> float:
+def milliseconds(function: Callable[..., Any], batch: Any) -> float:
     """How long one call takes."""
     started = time.perf_counter()
     function(batch)
     return 1000 * (time.perf_counter() - started)
+
+
+def imported() -> None:
+    """Notes how large the process is with nothing but its libraries."""
+    _megabytes_of_imports.append(resident("VmRSS"))
+
+
+def memory(function: Callable[..., Any], batch: Any) -> dict[str, float]:
+    """The most memory during a call in megabytes: `"total"` of the process, and `"own"` without its imports."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the highest mark falls to what is in use now
+    function(batch)
+    total = resident("VmHWM")
+    return {"total": total, "own": total - _megabytes_of_imports[0]}
+
+
+def resident(field: str) -> float:
+    """What the system says of this process: `"VmRSS"`, the memory in use, or `"VmHWM"`, its highest mark."""
+    lines = Path("/proc/self/status").read_text("utf-8").splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the benchmarks share: environments of other libraries, weights for all, and contestants that take turns."""
+"""What the benchmarks share: environments of other libraries, contestants that take turns, and results."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 import venv
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from foreign_weights import kecam_weights, timm_weights
 
 FOLDER = Path(__file__).parent
-# What pip installs, a command each. torch goes first: its CPU build must not be replaced by a later command.
+# What pip installs, a command each. timm is not here: `make bench` and the tests share its installation in .venv.
 ENVIRONMENTS = {
     "kecam": [["tensorflow", "tf-keras==2.21.0", "keras-cv-attention-models==1.4.3"]],
-    "timm": [["torch"], ["--no-deps", "timm==1.0.31"], ["safetensors", "huggingface-hub", "pyyaml", "numpy", "pillow"]],
+    "openvino": [["openvino==2026.4.1", "numpy"]],
     "mediapipe": [["mediapipe==1.2.2"]],
     "litert-torch": [["torch==2.13.0", "litert-torch==0.10.0", "transformers==5.23.0", "pillow"]],
 }
@@ -51,40 +51,10 @@ def machine(threads: int, size: int) -> dict[str, Any]:
     return {"processor": names[0] if names else "unknown", "cores": os.cpu_count(), "threads": threads, "image": size}
 
 
-# --- weights ---------------------------------------------------------------------------------------------------------
-
-
-def write_weights(network: str, folder: Path, **changes: Any) -> dict[str, Path]:
-    """Random weights, every tensor of which matters, in the form that each contestant opens.
-
-    Args:
-        network: An alias of a preset.
-        folder: Where to write them.
-        changes: Config fields to change.
-    """
-    from mobilevit_hub import tf as twin
-
-    cls = twin.TFMobileViTV2ForImageClassification if "v2" in network else twin.TFMobileViTForImageClassification
-    model = cls(cls.config_class.from_preset(network, **changes))
-    rng = np.random.default_rng(0)
-    for name, weight in model.named_weights().items():
-        shape = tuple(weight.variable.shape)
-        if name.endswith("num_batches_tracked"):
-            continue
-        if weight.kind == "plain":
-            positive = name.endswith(("running_var", "weight"))
-            weight.variable.assign(rng.random(shape) - 0.5 + positive)
-        else:
-            inputs = np.prod(shape[:2] if weight.kind == "depthwise" else shape[:-1])
-            weight.variable.assign(rng.normal(0, 1.4 / np.sqrt(inputs), shape))
-    model.save_pretrained(folder)
-
-    from safetensors.numpy import load_file
-
-    tensors = load_file(folder / "model.safetensors")
-    np.savez(folder / "timm.npz", **timm_weights(tensors))
-    np.savez(folder / "kecam.npz", **kecam_weights(tensors))
-    return {"timm": folder / "timm.npz", "kecam": folder / "kecam.npz"}
+def has_bfloat16() -> bool:
+    """Whether the processor multiplies in bfloat16."""
+    information = Path("/proc/cpuinfo")
+    return information.exists() and "bf16" in information.read_text("utf-8")
 
 
 # --- contestants -----------------------------------------------------------------------------------------------------
@@ -93,8 +63,15 @@ def write_weights(network: str, folder: Path, **changes: Any) -> dict[str, Path]
 class Contestant:
     """A process that answers questions; see `contestants.py`."""
 
-    def __init__(self, name: str, command: list[str], threads: int, log: Path) -> None:
-        settings = {"OMP_NUM_THREADS": str(threads), "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
+    def __init__(self, name: str, command: list[str], threads: int, log: Path, cache: Path) -> None:
+        settings = {
+            "OMP_NUM_THREADS": str(threads),
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+            "CUDA_VISIBLE_DEVICES": "-1",
+            # What was compiled in another run, perhaps by another version, is not used.
+            "TORCHINDUCTOR_CACHE_DIR": str(cache),
+            "XDG_CACHE_HOME": str(cache),
+        }
         self.name, self.log = name, log
         with log.open("w") as errors:
             self.process = subprocess.Popen(
@@ -127,63 +104,92 @@ class Contestant:
 
 @contextmanager
 def contest(
-    names: list[str], network: str, *, size: int, threads: int, pythons: dict[str, str], **changes: Any
+    names: list[str],
+    network: str,
+    files: dict[str, Path],
+    *,
+    size: int,
+    threads: int,
+    pythons: dict[str, str],
+    cache: Path | None = None,
 ) -> Iterator[list[Contestant]]:
-    """Contestants with the same network and weights, ready to answer.
+    """Contestants that are ready to answer.
 
     Args:
         names: Functions of `contestants.py`.
-        network: An alias of a preset.
+        network: An alias of a preset, or a name of timm's.
+        files: What each of them opens; see `model_files`.
         size: Side of the images in pixels.
         threads: Of each of them.
         pythons: The interpreter of those that need an environment of their own.
-        changes: Config fields to change.
+        cache: Folder in which compilers keep their results; default: one that is empty at first.
 
     Raises:
-        RuntimeError: One of them failed, or their logits differ by more than 1e-4 of the largest.
+        RuntimeError: One of them failed.
     """
     contestants: list[Contestant] = []
     with tempfile.TemporaryDirectory() as folder:
-        print(f"{network}: starting {', '.join(names)} …", file=sys.stderr, flush=True)
-        files = write_weights(network, Path(folder), **changes)
         try:
             for name in names:
-                script, weights = str(FOLDER / "contestants.py"), str(files.get(name, folder))
-                command = [pythons.get(name, sys.executable), script, name, network, weights, str(size), str(threads)]
-                contestants.append(Contestant(name, command, threads, Path(folder, f"{name}.log")))
+                command = [pythons.get(name, sys.executable), str(FOLDER / "contestants.py"), name, network]
+                command += [str(files.get(name, "-")), str(size), str(threads)]
+                log = Path(folder, f"{name}.log")
+                contestants.append(Contestant(name, command, threads, log, cache or Path(folder, "cache")))
             for contestant in contestants:
                 contestant.answer()
-            print(f"{network}: timing …", file=sys.stderr, flush=True)
             yield contestants
         finally:
             for contestant in contestants:
                 contestant.stop()
 
 
-def differences(contestants: list[Contestant], what: str, count: int, tolerance: float) -> dict[str, float]:
-    """How far their results are from the first one's, in parts of its largest number; too far is an error."""
+def differences(
+    contestants: list[Contestant], what: str, count: int, tolerance: float, inexact: Collection[str] = ()
+) -> dict[str, float]:
+    """How far their results are from the first one's, in parts of its largest number; too far is an error.
+
+    Args:
+        contestants: Whom to compare.
+        what: Their function.
+        count: Images a call.
+        tolerance: What is too far.
+        inexact: Those that compute in fewer bits, for whom nothing is.
+    """
     results = {contestant.name: np.array(contestant.ask("result", what, count)) for contestant in contestants}
     expected = next(iter(results.values()))
     found = {name: float(np.abs(v - expected).max() / np.abs(expected).max()) for name, v in results.items()}
-    if not all(value < tolerance for value in found.values()):
+    if not all(value < tolerance for name, value in found.items() if name not in inexact):
         raise RuntimeError(f"The contestants compute different things, so their times mean nothing: {what} {found}.")
     return found
 
 
-def take_turns(turns: list[tuple[Contestant, str]], count: int, rounds: int, calls: int) -> list[list[float]]:
+def take_turns(
+    turns: list[tuple[Contestant, str]],
+    count: int,
+    rounds: int,
+    calls: int,
+    *,
+    warm_up: int = 1,
+    seconds: float = float("inf"),
+) -> list[list[float]]:
     """Milliseconds of each turn, one number a round: the median of its calls.
 
     Args:
         turns: Who does what; the order is reversed in every other round.
         count: Images a call.
-        rounds: How often each has its turn, after one round to warm up.
+        rounds: How often each has its turn.
         calls: Calls a turn. Of several the first is left out: it brings data back into the caches.
+        warm_up: Rounds before those, which do not count.
+        seconds: When they are up there are no more rounds; but there are two.
     """
     times: list[list[float]] = [[] for _ in turns]
-    for i in range(rounds + 1):
+    started = time.monotonic()
+    for i in range(warm_up + rounds):
+        if i >= warm_up + 2 and time.monotonic() - started > seconds:
+            break
         for (contestant, what), taken in list(zip(turns, times, strict=True))[:: 1 if i % 2 else -1]:
             values = contestant.ask("time", what, count, calls)
-            if i > 0:
+            if i >= warm_up:
                 taken.append(statistics.median(values[1:] or values))
     return times
 

@@ -26,11 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from processes import FOLDER, environment, machine, write_results, write_weights
+from model_files import PICTURES, SIZE, picture, write_pictures, write_weights
+from processes import FOLDER, environment, machine, write_results
 
 NETWORKS = ["mobilevit-xxs", "mobilevit-s", "mobilevitv2-1.0"]
-SIZE = 256
-PICTURES = 100  # the fewest that calibration accepts
 OURS = {precision: f"this package, {precision}" for precision in ("fp32", "fp16", "int8-dynamic", "int8")}
 PEERS = {
     "kecam": "keras-cv-attention-models, batch fixed to 1",
@@ -90,22 +89,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 # --- the files -------------------------------------------------------------------------------------------------------
-
-
-def picture(seed: int) -> Any:
-    """A picture of soft random colours, as Pillow has it."""
-    from PIL import Image
-
-    colours = np.random.default_rng(seed).integers(0, 256, (16, 16, 3), np.uint8)
-    return Image.fromarray(colours).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
-
-
-def write_pictures(folder: Path) -> Path:
-    """Pictures for calibration. What they show changes no time."""
-    folder.mkdir()
-    for seed in range(PICTURES):
-        picture(seed).save(folder / f"{seed}.png")
-    return folder
 
 
 def write_network(network: str, folder: Path) -> str:

@@ -12,9 +12,11 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
+from model_files import write_files
 from processes import FOLDER, contest, differences, machine, row, take_turns, write_results
 
 NETWORKS = ["mobilevit-xxs", "mobilevitv2-0.5"]
@@ -41,9 +43,18 @@ def main(arguments: list[str] | None = None) -> int:
     record: dict[str, Any] = {"machine": about, "batch": options.batch, "networks": {}}
     no_dropout = {"hidden_dropout_prob": 0.0, "classifier_dropout_prob": 0.0}
     for network in options.networks:
-        with contest(
-            list(LABELS), network, size=options.size, threads=options.threads, pythons={}, **no_dropout
-        ) as contestants:
+        print(f"{network} …", file=sys.stderr, flush=True)
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            contest(
+                list(LABELS),
+                network,
+                write_files(network, Path(folder), LABELS, **no_dropout),
+                size=options.size,
+                threads=options.threads,
+                pythons={},
+            ) as contestants,
+        ):
             differences(contestants, "call", options.batch, 1e-4)
             differences(contestants, "step", options.batch, 1e-3)
             losses = differences(contestants, "step", options.batch, 1e-2)  # after one update
