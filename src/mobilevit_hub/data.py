@@ -81,7 +81,7 @@ def _find_columns(columns: Any, name: str, label_column: str | None) -> tuple[st
             "(a folder with one sub-folder per class has both).",
             field="data",
         )
-    return image_columns[0], label_column if label_column in label_columns else label_columns[0]
+    return image_columns[0], label_columns[0] if label_column not in label_columns else str(label_column)
 
 
 def _photo(row: dict[str, Any], column: str, index: int, label: int, name: str) -> Photo:
@@ -378,11 +378,11 @@ def open_split(source: str | Path, split: str, seed: int = 0) -> LabelledImages:
 def _open_imagefolder(datasets: Any, folder: Path, split: str) -> LabelledImages:
     if not folder.is_dir():
         raise InputError(f"{folder}: expected a folder with one sub-folder per class.", path=folder)
-    names = SPLIT_NAMES.get(split, (split,))
-    split_folder = next((folder / s for s in names if (folder / s).is_dir()), None)
-    others = {s for every in SPLIT_NAMES.values() for s in every} - set(names)
+    wanted = SPLIT_NAMES.get(split, (split,))
+    split_folder = next((folder / s for s in wanted if (folder / s).is_dir()), None)
+    others = {s for every in SPLIT_NAMES.values() for s in every} - set(wanted)
     if split_folder is None and (split not in SPLIT_NAMES or any((folder / s).is_dir() for s in others)):
-        raise NotFoundError(f"{folder}: has no {names[0]!r} folder.", path=folder)
+        raise NotFoundError(f"{folder}: has no {wanted[0]!r} folder.", path=folder)
     directory = split_folder or folder
     # Not by datasets' own reader: it asks the network, and takes a class such as "test tube" for a split.
     photos = {child.name: image_files(child) for child in sorted(directory.iterdir()) if child.is_dir()}

@@ -35,7 +35,7 @@ from .evaluation_setup import (
 )
 from .evaluation_tasks import CLASSIFICATION, LEFT_OUT, MEASURED, UNREADABLE, Task
 from .files import json_bytes
-from .pipeline import default_workers, prepare_ahead
+from .pipeline import default_workers, prepare_ahead, room_for
 from .records import Records
 from .reports import write_json
 
@@ -168,8 +168,7 @@ def _run(
     from tqdm import tqdm
 
     records.read_all()
-    is_stream = isinstance(photos, StreamedImages)
-    count = records.total if is_stream else len(photos)
+    count = len(photos) if isinstance(photos, LabelledImages) else records.total
     done = set(records.batches)
 
     def wanted(index: int) -> bool:
@@ -185,7 +184,7 @@ def _run(
     started, did = time.perf_counter(), 0
     labelled = ((photo, truth_of(photo)) for photo in photos.photos(wanted))
     prepared = prepare_ahead(labelled, _preparation(models), workers=workers, ahead=2 * batch_size)
-    with tqdm(total=total, unit="photo", disable=not progress, mininterval=0.5) as bar:
+    with room_for(workers), tqdm(total=total, unit="photo", disable=not progress, mininterval=0.5) as bar:
         for batch, items in groupby(prepared, key=lambda item: item[0][0].index // batch_size):
             rows = _rows_of(task, models, list(items), records.dtype, strict)
             records.add(batch, rows)

@@ -241,6 +241,7 @@ def write_model_index(model: str, result: dict[str, Any]) -> None:
 
     path = check_card_folder(model)
     card = ModelCard(path.read_text("utf-8"), ignore_metadata_errors=False)
+    data: Any = card.data
     dataset = result["dataset"]
     added = [
         EvalResult(
@@ -256,9 +257,9 @@ def write_model_index(model: str, result: dict[str, Any]) -> None:
     names = {entry.metric_name for entry in added}
     kept = [
         entry
-        for entry in card.data.eval_results or []
+        for entry in data.eval_results or []
         if not (entry.dataset_type == dataset and entry.metric_type == "accuracy" and entry.metric_name in names)
     ]
-    card.data.model_name = card.data.model_name or path.parent.resolve().name
-    card.data.eval_results = kept + added
+    data.model_name = data.model_name or path.parent.resolve().name
+    data.eval_results = kept + added
     write_file(path, str(card).encode())

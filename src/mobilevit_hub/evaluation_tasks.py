@@ -43,7 +43,8 @@ class Task:
     fill: Callable[[np.ndarray, np.ndarray, np.ndarray | None], None]
     """`(rows (n,), outputs of the network (n, …), indices of the labels that take part or None)`."""
     scores: Callable[[np.ndarray, list[str], np.ndarray], dict[str, Any]]
-    """Maps the measured rows `(n,)`, the names of the labels and the indices of those that the data has to `metrics`, `intervals`, and what a report shows."""
+    """Maps the measured rows `(n,)`, the names of the labels and the indices of those that the data has to `metrics`,
+    `intervals`, and what a report shows."""
     compare: Callable[[np.ndarray, np.ndarray, bool], dict[str, Any]]
     """Maps the measured rows of two models, and whether they have the same labels, to how they differ."""
 

@@ -7,9 +7,11 @@ while the network computes.
 from __future__ import annotations
 
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from .errors import ImageError, InputError, MissingDependencyError
@@ -24,8 +26,31 @@ T = TypeVar("T")
 
 def default_workers() -> int:
     """Threads that prepare photos unless the user says how many: the processors but one, for the network."""
-    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or 1)
-    return max(1, min(MOST_WORKERS, (os.cpu_count() or 1) // local_processes - 1))
+    return max(1, min(MOST_WORKERS, _processors() - 1))
+
+
+def _processors() -> int:
+    """Processors for this process; the processes of one run share those of a machine."""
+    text = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, allowed // max(1, int(text) if text.isdigit() else 1))
+
+
+@contextmanager
+def room_for(workers: int) -> Iterator[None]:
+    """Takes the processors of the threads that prepare photos from PyTorch, where it is loaded.
+
+    Its threads wait for each other by spinning: with one more thread than processors they are several times slower.
+    """
+    torch = sys.modules.get("torch")
+    before = 0 if torch is None or not workers else torch.get_num_threads()
+    if before:
+        torch.set_num_threads(max(1, min(before, _processors() - workers)))  # type: ignore[union-attr]
+    try:
+        yield
+    finally:
+        if before:
+            torch.set_num_threads(before)  # type: ignore[union-attr]
 
 
 def check_workers(workers: int | None) -> None:

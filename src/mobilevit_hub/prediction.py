@@ -6,7 +6,7 @@ Imports no framework; a checkpoint brings its own when it is opened.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from .architecture import RUNTIMES
 from .errors import InputError
-from .pipeline import check_workers, default_workers, prepare_ahead
+from .pipeline import check_workers, default_workers, prepare_ahead, room_for
 
 
 def predict(
@@ -105,22 +105,23 @@ def predict_each(
     check_top_k(top_k)
     check_workers(workers)
     if workers is None:  # an iterator may fill one buffer again and again, or wait for our answer
-        workers = default_workers() if not isinstance(images, Iterator) else 0
+        alone = isinstance(images, Iterator) or (isinstance(images, Sized) and len(images) < 2)
+        workers = 0 if alone else default_workers()
 
     def prepare(image: Any) -> tuple[np.ndarray, float]:
         started = time.perf_counter()
         return classifier.prepare(image), time.perf_counter() - started
 
-    prepared = prepare_ahead(images, prepare, workers=workers, ahead=4 * workers)
-    for i, (image, result) in enumerate(prepared):
-        path = str(image) if isinstance(image, str | Path) else f"image {i}"
-        if isinstance(result, Exception):
-            yield {"path": path, "error": str(result)}
-            continue
-        started = time.perf_counter()
-        predictions = best_labels(classifier.probabilities(result[0])[0], classifier.labels, top_k)
-        seconds = result[1] + time.perf_counter() - started
-        yield {"path": path, "predictions": predictions, "ms": round(1000 * seconds, 3)}
+    with room_for(workers):
+        for i, (image, result) in enumerate(prepare_ahead(images, prepare, workers=workers, ahead=4 * workers)):
+            path = str(image) if isinstance(image, str | Path) else f"image {i}"
+            if isinstance(result, Exception):
+                yield {"path": path, "error": str(result)}
+                continue
+            started = time.perf_counter()
+            predictions = best_labels(classifier.probabilities(result[0])[0], classifier.labels, top_k)
+            seconds = result[1] + time.perf_counter() - started
+            yield {"path": path, "predictions": predictions, "ms": round(1000 * seconds, 3)}
 
 
 def check_top_k(top_k: int) -> None:
