@@ -75,8 +75,9 @@ def main(arguments: list[str] | None = None) -> int:
         }
         for network in dict.fromkeys([*options.networks, *options.starts]):
             measure(network, record, saved, options, pythons)
+    status = write_results(options.output, *report(record))
     plot(record, options.output.with_suffix(".png"))
-    return write_results(options.output, *report(record))
+    return status
 
 
 def measure(network: str, record: Result, saved: Path, options: argparse.Namespace, pythons: dict[str, str]) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import statistics
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from contestants import PRODUCT
+from measuring import PRODUCT
 
 from mobilevit_hub.presets import get_preset
 
@@ -30,29 +30,30 @@ LABELS = {
 BASE = "transformers"
 THREADS = "2"
 """Those of the targets."""
-XXS, S, V2 = "mobilevit-xxs", "mobilevit-s", "mobilevitv2-1.0"
-OURS_AT_BATCH_1 = ("pt", "tf", "tflite")
+JUDGED = ("mobilevit-xxs", "mobilevit-s", "mobilevitv2-1.0")
+"""The networks of the targets."""
 
-# (ours, others, batch) → how many times as fast as the best of them ours has to be, for XXS, S and v2-1.0.
+# (what is asked, ours, others, batch) → how many times as fast as the best of them ours has to be, network by network.
 RATIOS = {
-    ("pt", ("transformers",), 1): (3.2, 1.9, 2.3),
-    ("pt", ("transformers",), 32): (6.5, 4.0, 4.0),
-    ("pt", ("timm",), 1): (1.8, 1.8, 1.8),
-    ("pt", ("timm",), 32): (1.8, 1.8, 1.8),
-    ("pt", ("timm_compiled",), 1): (1.15, 1.15, 1.15),
-    ("pt", ("timm_compiled",), 32): (1.15, 1.15, 1.15),
-    ("pt_bf16", ("pt",), 1): (1.4, 1.4, 1.4),
-    ("pt_bf16", ("pt",), 32): (1.4, 1.4, 1.4),
-    ("pt_plain", ("transformers",), 1): (1.8, 1.25, 1.8),
-    ("pt_plain", ("transformers",), 32): (4.0, 2.2, 2.6),
-    (OURS_AT_BATCH_1, ("transformers",), 1): (7.0, 3.6, 4.0),
-    (OURS_AT_BATCH_1, ("onnxruntime", "openvino"), 1): (0.9, 0.9, 0.9),
-    ("tf", ("kecam",), 1): (1.3, 1.1, 1.1),
-    ("tf", ("kecam",), 32): (1.1, 1.1, 1.1),
-    ("tf.predict", ("tf",), 1): (0.77, 0.77, 0.77),
+    ("PyTorch / transformers", ("pt",), ("transformers",), 1): (3.2, 1.9, 2.3),
+    ("PyTorch / transformers", ("pt",), ("transformers",), 32): (6.5, 4.0, 4.0),
+    ("PyTorch / timm", ("pt",), ("timm",), 1): (1.8, 1.8, 1.8),
+    ("PyTorch / timm", ("pt",), ("timm",), 32): (1.8, 1.8, 1.8),
+    ("PyTorch / timm, `torch.compile`", ("pt",), ("timm_compiled",), 1): (1.15, 1.15, 1.15),
+    ("PyTorch / timm, `torch.compile`", ("pt",), ("timm_compiled",), 32): (1.15, 1.15, 1.15),
+    ("PyTorch, no compiler / transformers", ("pt_plain",), ("transformers",), 1): (1.8, 1.25, 1.8),
+    ("PyTorch, no compiler / transformers", ("pt_plain",), ("transformers",), 32): (4.0, 2.2, 2.6),
+    ("PyTorch, bfloat16 / float32", ("pt_bf16",), ("pt",), 1): (1.4, 1.4, 1.4),
+    ("PyTorch, bfloat16 / float32", ("pt_bf16",), ("pt",), 32): (1.4, 1.4, 1.4),
+    ("fastest of ours / transformers", ("pt", "tf", "tflite"), ("transformers",), 1): (7.0, 3.6, 4.0),
+    ("fastest of ours / ONNX Runtime, OpenVINO", ("pt", "tf", "tflite"), ("onnxruntime", "openvino"), 1): (0.9,) * 3,
+    ("Keras / keras-cv-attention-models", ("tf",), ("kecam",), 1): (1.3, 1.1, 1.1),
+    ("Keras / keras-cv-attention-models", ("tf",), ("kecam",), 32): (1.1, 1.1, 1.1),
+    ("Keras / transformers, channels_last", ("tf",), ("transformers_channels_last",), 1): (1.0, 1.0, 1.0),
+    ("Keras / transformers, channels_last", ("tf",), ("transformers_channels_last",), 32): (1.0, 1.0, 1.0),
+    ("Keras, `predict` / a call", ("tf.predict",), ("tf",), 1): (0.77, 0.77, 0.77),
 }
 SHARES = (0.50, 0.65, 0.65)
-MEMORY_OF = ("transformers", "timm")
 
 Result = dict[str, Any]
 
@@ -73,29 +74,64 @@ def share(network: str, name: str, batch: str, result: Result) -> float:
 # --- targets ---------------------------------------------------------------------------------------------------------
 
 
-def targets(record: Result) -> list[tuple[str, str, float, str, float]]:
-    """What was asked of what was measured: a network, what, the value, `"≥"` or `"≤"`, and the limit."""
-    asked = []
-    for i, network in enumerate((XXS, S, V2)):
+class Verdict(NamedTuple):
+    """What was asked of a network, and what was measured."""
+
+    what: str
+    network: str
+    value: float
+    sign: str
+    """`"≥"` or `"≤"`."""
+    limit: float
+
+    @property
+    def met(self) -> bool:
+        """Whether the target is reached."""
+        return self.value >= self.limit if self.sign == "≥" else self.value <= self.limit
+
+
+def verdicts(record: Result) -> list[Verdict]:
+    """The targets of all that was measured."""
+    found = []
+    for i, network in enumerate(JUDGED):
         result = record["networks"].get(network, {}).get(THREADS, {})
-        for (ours, others, batch), limits in RATIOS.items():
+        for (what, ours, others, batch), limits in RATIOS.items():
             ms = {name: statistics.median(times) for name, times in result.get(str(batch), {}).get("ms", {}).items()}
-            mine = [ms[name] for name in ([ours] if isinstance(ours, str) else ours) if name in ms]
-            theirs = [ms[name] for name in others if name in ms]
+            mine, theirs = ([ms[name] for name in names if name in ms] for names in (ours, others))
             if mine and theirs:
-                label = "fastest of ours" if ours == OURS_AT_BATCH_1 else str(ours)
-                what = f"{label} against {' and '.join(others)}, batch {batch}"
-                asked.append((network, what, min(theirs) / min(mine), "≥", limits[i]))
-        for batch, found in result.items():
-            if "pt" not in found["ms"]:
+                found.append(
+                    Verdict(f"{what}, batch {batch}: times as fast", network, min(theirs) / min(mine), "≥", limits[i])
+                )
+        for batch, measured in result.items():
+            if "pt" not in measured["ms"]:
                 continue
-            asked.append((network, f"pt, share of the peak rate, batch {batch}", share(network, "pt", batch, result)))
-            asked[-1] += ("≥", SHARES[i])
-            theirs = [found["memory"][name]["own"] for name in MEMORY_OF if name in found["memory"]]
-            if theirs:
-                ratio = found["memory"]["pt"]["own"] / min(theirs)
-                asked.append((network, f"pt, memory in parts of theirs, batch {batch}", ratio, "≤", 1.0))
-    return asked
+            reached = share(network, "pt", batch, result)
+            found.append(Verdict(f"PyTorch, batch {batch}: share of the peak rate", network, reached, "≥", SHARES[i]))
+            used = {name: memory["own"] for name, memory in measured["memory"].items()}
+            if theirs := [used[name] for name in ("transformers", "timm") if name in used]:
+                what = f"PyTorch / transformers, timm, batch {batch}: memory"
+                found.append(Verdict(what, network, used["pt"] / min(theirs), "≤", 1.0))
+    return found
+
+
+def verdict_table(found: list[Verdict]) -> list[str]:
+    """A line for each target, a column for each network."""
+    networks = list(dict.fromkeys(verdict.network for verdict in found))
+    lines = [
+        "",
+        f"## Targets, {THREADS} threads",
+        "",
+        f"| | {' | '.join(networks)} |",
+        "|---" * (len(networks) + 1) + "|",
+    ]
+    for what in dict.fromkeys(verdict.what for verdict in found):
+        cells = []
+        for network in networks:
+            one = next((v for v in found if (v.what, v.network) == (what, network)), None)
+            text = f"{one.value:.2f} ({one.sign} {one.limit:g})" if one else "–"
+            cells.append(text if one is None or one.met else f"**missed: {text}**")
+        lines.append(f"| {what} | {' | '.join(cells)} |")
+    return lines
 
 
 # --- the page --------------------------------------------------------------------------------------------------------
@@ -103,7 +139,7 @@ def targets(record: Result) -> list[tuple[str, str, float, str, float]]:
 
 def report(record: Result) -> tuple[list[str], Result, list[str]]:
     """The lines of the Markdown page, the record, and the targets that were missed."""
-    about, missed = record["machine"], []
+    about = record["machine"]
     lines = [
         "# Inference on a CPU",
         "",
@@ -119,13 +155,9 @@ def report(record: Result) -> tuple[list[str], Result, list[str]]:
         "in brackets with it.",
         "- logits: largest difference from transformers, in parts of the largest logit.",
     ]
-    if asked := targets(record):
-        lines += ["", f"## Targets, {THREADS} threads", "", "| | | value | target | |", "|---|---|---|---|---|"]
-        for network, what, value, sign, limit in asked:
-            met = value >= limit if sign == "≥" else value <= limit
-            lines.append(f"| {network} | {what} | {value:.2f} | {sign} {limit:g} | {'met' if met else '**missed**'} |")
-            if not met:
-                missed.append(f"{network}, {what} {value:.2f} ({sign} {limit:g})")
+    found = verdicts(record)
+    missed = [f"{v.network}, {v.what} {v.value:.2f} ({v.sign} {v.limit:g})" for v in found if not v.met]
+    lines += verdict_table(found) if found else []
     for network, results in record["networks"].items():
         for threads, result in results.items():
             lines += table(network, threads, result)
@@ -164,7 +196,8 @@ def table(network: str, threads: str, result: Result) -> list[str]:
             cells.append(f"{middle:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})")
             base = found["ms"].get(BASE, found["ms"][names[0]])
             cells.append(f"{statistics.median(base) / statistics.median(found['ms'][name]):.2f}")
-        cells += [f"{100 * share(network, name, batch, result):.0f} %" for batch in result]
+        whole = name == "tflite_int8"  # there is no rate for integers to compare with
+        cells += ["–" if whole else f"{100 * share(network, name, batch, result):.0f} %" for batch in result]
         memory = [found["memory"][name] for found in result.values()]
         cells += [f"{used['own']:.0f} ({used['total']:.0f})" for used in memory]
         cells.append(f"{max(found['differences'][name] for found in result.values()):.0e}")
@@ -183,7 +216,7 @@ DRAWN = {
     "pt": ("ours, PyTorch", "#d62728", "o"),
     "tf": ("ours, Keras", "#ff7f0e", "s"),
     "tflite": ("ours, TFLite", "#2ca02c", "D"),
-    "tflite_int8": ("ours, TFLite int8", "#0b5d1e", "P"),
+    "tflite_int8": ("ours, TFLite int8 (at float accuracy)", "#0b5d1e", "P"),
 }
 
 
@@ -210,13 +243,14 @@ def plot(record: Result, path: Path) -> None:
         for network in networks:
             slowest = max(statistics.median(times) for name, times in measured[network].items() if name in DRAWN)
             panel.annotate(
-                network.removeprefix(version), (slowest, get_preset(network).score or 0),
+                network.removeprefix(version).upper(), (slowest, get_preset(network).score or 0),
                 textcoords="offset points", xytext=(8, -3), fontsize=9,
             )  # fmt: skip
         panel.set_xscale("log")
         panel.xaxis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:g}"))
         panel.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
         panel.set_xticks([2, 5, 10, 20, 50, 100, 200])
+        panel.margins(x=0.1)
         panel.set_xlabel(f"milliseconds of one image, {THREADS} threads")
         panel.set_title("MobileViT" if version == "mobilevit-" else "MobileViTv2", fontsize=11)
         panel.grid(alpha=0.25)

@@ -28,7 +28,7 @@ from mobilevit_hub.files import write_file
 from mobilevit_hub.presets import Preset, list_presets
 
 CONTESTANTS = {"pt": "pt", "tf": "tf", "tflite": "tflite", "tflite_int8": "tflite-int8"}
-"""Functions of `contestants.py`, and how the table calls them."""
+"""Functions of `inference_contestants.py`, and how the table calls them."""
 PRESETS = list_presets("image-classification")
 
 

@@ -21,7 +21,7 @@ def write_files(network: str, folder: Path, contestants: Iterable[str], size: in
     Args:
         network: An alias of a preset.
         folder: Where to write.
-        contestants: Functions of `contestants.py`.
+        contestants: Functions of `inference_contestants.py`.
         size: Side of the images in pixels, which is fixed in `.tflite` files.
         changes: Config fields to change.
 

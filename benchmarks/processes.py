@@ -116,7 +116,7 @@ def contest(
     """Contestants that are ready to answer.
 
     Args:
-        names: Functions of `contestants.py`.
+        names: Functions of `inference_contestants.py` or `training_contestants.py`.
         network: An alias of a preset, or a name of timm's.
         files: What each of them opens; see `model_files`.
         size: Side of the images in pixels.

@@ -1,9 +1,9 @@
-"""A `.tflite` file as another tool makes it: run by `tflite_speed.py`, in the tool's own environment.
+"""A `.tflite` file as another tool makes it: run by `tflite_speed.py` and `comparison.py`, in the tool's environment.
 
     python tflite_peers.py NAME NETWORK FOLDER SIZE OUT
 
 FOLDER is what `processes.write_weights` wrote. All files take images as the checkpoint does, in float32 from
-0 to 1 or, of `tensorflow_int8`, as bytes.
+0 to 1 or, of `tensorflow_int8`, as bytes. The last two know other networks, by timm's names, without weights.
 """
 
 from __future__ import annotations
@@ -14,14 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from contestants import images, kecam_model
+from inference_contestants import kecam_model
+from measuring import images
 
 CALIBRATION_IMAGES = 100
 
 
 def kecam(network: str, folder: Path, size: int) -> bytes:
     """keras-cv-attention-models, its batch fixed to 1."""
-    model = kecam_model(network, folder / "kecam.npz", size)
+    return of_one_image(kecam_model(network, folder / "kecam.npz", size), size)
+
+
+def of_one_image(model: Any, size: int) -> bytes:
+    """A Keras model with its batch fixed to 1."""
     import tensorflow as tf
 
     function = tf.function(lambda image: model(image, training=False))
@@ -94,11 +99,37 @@ def keras_converter(network: str, folder: Path, size: int) -> Any:
     return converter
 
 
+def keras_applications(network: str, folder: Path, size: int) -> bytes:
+    """A MobileNet of `keras.applications`."""
+    import keras
+    import tensorflow as tf
+
+    image = keras.Input((size, size, 3), batch_size=1, name="image")
+    settings = {"input_shape": (size, size, 3), "weights": None, "classifier_activation": None}
+    if network == "mobilenetv2_100":
+        model = keras.applications.MobileNetV2(**settings)
+    else:
+        model = keras.applications.MobileNetV3Large(**settings, include_preprocessing=False)
+    return tf.lite.TFLiteConverter.from_keras_model(keras.Model(image, model(image, training=False))).convert()
+
+
+def kecam_vit(network: str, folder: Path, size: int) -> bytes:
+    """A DeiT without distillation, which is a plain ViT, of keras-cv-attention-models."""
+    import os
+
+    os.environ["TF_USE_LEGACY_KERAS"] = "1"  # before TensorFlow is imported
+    from keras_cv_attention_models import beit
+
+    heads = {"deit_tiny_patch16_224": 3, "deit_small_patch16_224": 6}[network]
+    settings = {"embed_dim": 64 * heads, "depth": 12, "num_heads": heads, "patch_size": 16, "pretrained": None}
+    return of_one_image(beit.ViT(**settings, input_shape=(size, size, 3), classifier_activation=None), size)
+
+
 def main() -> None:
     """Writes the file, complete or not at all."""
     name, network, folder, size, out = sys.argv[1:]
-    tools = {tool.__name__: tool for tool in (kecam, kecam_own, litert_torch, tensorflow_dynamic, tensorflow_int8)}
-    content = tools[name](network, Path(folder), int(size))
+    tools = (kecam, kecam_own, litert_torch, tensorflow_dynamic, tensorflow_int8, keras_applications, kecam_vit)
+    content = {tool.__name__: tool for tool in tools}[name](network, Path(folder), int(size))
     part = Path(f"{out}.part")
     part.write_bytes(content)
     part.replace(out)
