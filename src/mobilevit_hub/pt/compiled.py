@@ -1,0 +1,454 @@
+"""The folded network by `kernels.cpp`: built once for this machine, planned for each image size.
+
+Needs a C++ compiler (`CXX`, or `c++`, `g++` or `clang++` on the path) at the first use, for some seconds; the library is
+kept in the user's cache. Computes in float32 on CPUs, for the published structures at image sizes that are multiples of
+64 pixels, where no feature map is odd; `unsupported` says what a network or size lacks.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .folded import Convolution, FoldedClassifier, Inverted, Linear, Standardise, Version1Block, Version2Block
+
+SOURCE = Path(__file__).with_name("kernels.cpp")
+FLAGS = ["-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-fPIC", "-shared", "-pthread"]
+MULTIPLE = 64
+"""Image sides of which all feature maps down to stride 32 are whole patches of 2 × 2."""
+ALIGNMENT = 16
+"""Floats from pixel to pixel are a multiple of this, whatever the vectors of the machine hold."""
+MAX_PLANS = 8
+KINDS = (
+    "image", "convolution", "inverted_residual", "attention", "feed_forward", "statistics", "context", "pool",
+)  # fmt: skip
+ACTIVATIONS = {type(None): 0, nn.SiLU: 1, nn.ReLU: 2}
+NORMS = {"none": 0, "layer": 1, "group": 2}
+EPSILON = 1e-5
+MAX_THREADS = 64
+
+
+# --------------------------------------------------------------------------------------------------
+# The library
+# --------------------------------------------------------------------------------------------------
+
+
+def compiler() -> str | None:
+    """The C++ compiler of this machine, or None."""
+    names = (os.environ.get("CXX", ""), "c++", "g++", "clang++")
+    return next((found for name in names if name and (found := shutil.which(name))), None)
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """`kernels.cpp`, compiled for this processor; from the cache where it was compiled before.
+
+    Raises:
+        OSError: There is no compiler, or it cannot compile the file; the message says which.
+    """
+    found = compiler()
+    processor = Path("/proc/cpuinfo")
+    flags = [line for line in processor.read_text("utf-8").splitlines() if "flags" in line] if processor.exists() else []
+    made_of = [SOURCE.read_text("utf-8"), *FLAGS, str(found), platform.platform(), *flags[:1]]
+    name = f"kernels-{hashlib.sha256(chr(0).join(made_of).encode()).hexdigest()[:16]}.so"
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mobilevit_hub"
+    file = home / name
+    if not file.exists():
+        if found is None:
+            raise OSError("no C++ compiler: neither CXX nor c++, g++ or clang++ on the path")
+        try:
+            home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError:  # no home, or a full disk: for this process alone
+            home = Path(tempfile.mkdtemp(prefix="mobilevit_hub-"))
+        with tempfile.TemporaryDirectory(dir=home) as folder:
+            made = Path(folder, name)
+            done = subprocess.run(  # noqa: S603 - the user's own compiler on this package's own file
+                [found, *FLAGS, str(SOURCE), "-o", str(made)], capture_output=True, text=True
+            )
+            if done.returncode:
+                raise OSError(f"{found} cannot compile {SOURCE.name}: {' '.join(done.stderr.split())[:300]}")
+            file = home / name
+            made.replace(file)
+    loaded = ctypes.CDLL(str(file))
+    loaded.step_fields.restype = ctypes.c_char_p
+    pointer, integer = ctypes.c_void_p, ctypes.c_int64
+    loaded.run.restype = pointer
+    loaded.run.argtypes = [
+        pointer, pointer, integer, pointer, pointer, integer, pointer, integer, pointer, integer, integer, integer,
+        integer,
+    ]  # fmt: skip
+    return loaded
+
+
+# --------------------------------------------------------------------------------------------------
+# The plan of one image size
+# --------------------------------------------------------------------------------------------------
+
+
+def padded(channels: int) -> int:
+    """Floats that so many channels take in a map."""
+    return -(-channels // ALIGNMENT) * ALIGNMENT
+
+
+class Map:
+    """A map in the arena, `(height, width, channels)`; with a border of zeros where a 3 × 3 convolution reads it."""
+
+    def __init__(self, height: int, width: int, channels: int, start: int, pixel: int, border: int) -> None:
+        self.height, self.width, self.channels, self.pixel = height, width, channels, pixel
+        self.row = (width + 2 * border) * pixel
+        self.place = start + border * (self.row + pixel)
+
+    def after(self, channels: int, start: int) -> Map:
+        """The channels from `start` on, as a map of their own."""
+        part = Map(self.height, self.width, channels, 0, self.pixel, 0)
+        part.row, part.place = self.row, self.place + start
+        return part
+
+
+class Plan:
+    """Steps, weights and arena of a network for images of one size.
+
+    Args:
+        network: The folded network.
+        height: Height of the images in pixels.
+        width: Width of the images in pixels.
+        lanes: Floats in a vector of this machine.
+        fields: What a step consists of.
+    """
+
+    def __init__(self, network: FoldedClassifier, height: int, width: int, lanes: int, fields: list[str]) -> None:
+        self.lanes, self.fields = lanes, fields
+        self.steps: list[list[int]] = []
+        self.arrays: list[np.ndarray] = []
+        self.arena = self.floats = 0
+        features = self._network(network, height, width)
+        pooled = self._map(1, 1, features.channels)
+        size = {"height": features.height, "width": features.width}
+        self._step("pool", features, pooled, columns=padded(features.channels), **size)
+        if network.classifier is not None:
+            logits = self._map(1, 1, len(network.classifier.bias))
+            self._convolution(network.classifier, pooled, logits)
+            pooled = logits
+        self.result, self.labels = pooled.place, pooled.channels
+        self.table = np.array(self.steps, np.int64)
+        self.weights = np.concatenate(self.arrays)
+
+    # --- memory
+
+    def _map(self, height: int, width: int, channels: int, *, border: int = 0, pixel: int | None = None) -> Map:
+        pixel = padded(channels) if pixel is None else pixel
+        found = Map(height, width, channels, self.arena, pixel, border)
+        # One vector more, since reading in whole vectors may go beyond the last pixel.
+        self.arena += padded((height + 2 * border) * (width + 2 * border) * pixel + ALIGNMENT)
+        return found
+
+    def _keep(self, array: np.ndarray) -> int:
+        """Puts an array to the weights; returns its place."""
+        flat = np.zeros(padded(array.size), np.float32)
+        flat[: array.size] = array.ravel()
+        place, self.floats = self.floats, self.floats + flat.size
+        self.arrays.append(flat)
+        return place
+
+    def _vector(self, array: Tensor) -> int:
+        return self._keep(np.pad(array.numpy(), (0, padded(len(array)) - len(array))))
+
+    def _matrix(self, weight: np.ndarray) -> int:
+        """Packs `(K, out)` in the panels that the kernels read; see `Panels` in kernels.cpp."""
+        weight = np.pad(weight, ((0, 0), (0, padded(weight.shape[1]) - weight.shape[1])))
+        vectors = weight.shape[1] // self.lanes
+        count = -(-vectors // 3)
+        narrow, wider = divmod(vectors, count)
+        starts = [(i * narrow + min(i, wider)) * self.lanes for i in range(count + 1)]
+        parts = [weight[:, start:stop].ravel() for start, stop in zip(starts, starts[1:], strict=False)]
+        return self._keep(np.concatenate(parts))
+
+    # --- steps
+
+    def _step(self, kind: str, source: Map | None = None, target: Map | None = None, /, **values: int) -> None:
+        if source is not None:
+            values = {"source": source.place, "source_row": source.row, "source_pixel": source.pixel} | values
+            values.setdefault("channels", source.channels)
+        if target is not None:
+            values |= {"target": target.place, "target_row": target.row, "target_pixel": target.pixel}
+        chosen = target or source
+        values = {"height": chosen.height, "width": chosen.width} | values if chosen is not None else values
+        none = {name: -1 for name in ("weights", "other", "gate", "statistics")}
+        values = {"kind": KINDS.index(kind), "stride": 1, "segments": 1} | none | values
+        self.steps.append([values.get(name, 0) for name in self.fields])
+
+    def _convolution(
+        self,
+        layer: Convolution | Linear,
+        source: Map,
+        target: Map,
+        other: Map | None = None,
+        space: int = 0,
+        **values: int,
+    ) -> None:
+        """A dense convolution or linear layer, after which `other` is added.
+
+        The source may be two maps side by side with a space between their channels; it meets weights of zero.
+        """
+        weight = layer.weight.numpy()
+        side = weight.shape[2] if weight.ndim == 4 else 1
+        if side == 1:
+            matrix, length = weight.reshape(len(weight), -1).T, source.channels
+        elif source.pixel < ALIGNMENT:  # the image: pixels without space between them, so a line is one piece
+            matrix, length = weight.transpose(2, 3, 1, 0).reshape(-1, len(weight)), 3 * source.pixel
+            values |= {"segments": 3}
+        else:
+            taps = np.insert(weight.transpose(2, 3, 1, 0), [weight.shape[1] // 2] * space, 0, axis=2)
+            matrix, length = taps.reshape(-1, len(weight)), taps.shape[2]
+            values |= {"segments": 9}
+        if side == 3:
+            values["source"] = source.place - source.row - source.pixel
+        if other is not None:
+            values |= {"other": other.place, "other_row": other.row, "other_pixel": other.pixel}
+        self._step(
+            "convolution",
+            source,
+            target,
+            columns=padded(len(weight)),
+            length=length,
+            weights=self._matrix(matrix),
+            bias=self._vector(layer.bias),
+            **{"activation": ACTIVATIONS[type(layer.activation)]} | {"stride": getattr(layer, "stride", 1)} | values,
+        )
+
+    def _inverted(
+        self, depthwise: Convolution, reduce: Convolution, source: Map, target: Map, **values: int
+    ) -> None:
+        """The depthwise convolution and what follows it; `values` say what comes before."""
+        hidden = len(depthwise.bias)
+        taps = depthwise.weight.numpy().reshape(hidden, 9).T
+        self._step(
+            "inverted_residual",
+            source,
+            target,
+            stride=depthwise.stride,
+            hidden=padded(hidden),
+            length=hidden,
+            columns=padded(len(reduce.bias)),
+            second_weights=self._keep(np.pad(taps, ((0, 0), (0, padded(hidden) - hidden)))),
+            second_bias=self._vector(depthwise.bias),
+            third_weights=self._matrix(reduce.weight.numpy()[:, :, 0, 0].T),
+            third_bias=self._vector(reduce.bias),
+            **values,
+        )
+
+    def _block(self, block: Inverted, source: Map, target: Map) -> None:
+        """An inverted residual."""
+        values: dict[str, int] = {}
+        if block.expand is not None:
+            values |= {
+                "weights": self._matrix(block.expand.weight.numpy()[:, :, 0, 0].T),
+                "bias": self._vector(block.expand.bias),
+            }
+        if block.use_residual:
+            values |= {"other": source.place, "other_row": source.row, "other_pixel": source.pixel}
+        self._inverted(block.depthwise, block.reduce, source, target, **values)
+
+    def _network(self, network: FoldedClassifier, height: int, width: int) -> Map:
+        image = self._map(height, width, 3, border=1, pixel=3)
+        self._step("image", None, image, channels=3)
+        source = image
+        layers = list(network.features)
+        for i, layer in enumerate(layers):
+            stride = layer.stride if isinstance(layer, Convolution) else _stride(layer)
+            height, width = source.height // stride, source.width // stride
+            following = layers[i + 1] if i + 1 < len(layers) else None
+            border = int(isinstance(following, Inverted) and following.expand is None)
+            if isinstance(layer, Convolution):
+                target = self._map(height, width, len(layer.bias), border=border)
+                self._convolution(layer, source, target)
+            elif isinstance(layer, Inverted):
+                target = self._map(height, width, len(layer.reduce.bias), border=border)
+                self._block(layer, source, target)
+            elif isinstance(layer, Version1Block):
+                target = self._map(height, width, len(layer.fusion.bias), border=border)  # type: ignore[union-attr]
+                self._version_1(layer, source, target)
+            else:
+                target = self._map(height, width, len(layer.projection.bias), border=border)
+                self._version_2(layer, source, target)
+            source = target
+        return source
+
+    def _version_1(self, block: Version1Block, source: Map, target: Map) -> None:
+        height, width, channels = target.height, target.width, target.channels
+        both = self._map(height, width, 2 * channels, border=1, pixel=2 * padded(channels))
+        features, projected = both.after(channels, 0), both.after(channels, padded(channels))
+        self._block(block.downsampling, source, features)
+        local = self._map(height, width, channels)
+        self._convolution(block.conv_kxk, features, local)
+        wide = len(block.conv_1x1.bias)
+        tokens, other, context = (self._map(height, width, wide) for _ in range(3))
+        qkv = self._map(height, width, 3 * wide)
+        self._convolution(block.conv_1x1, local, tokens, to_tokens=1)
+        counts = {"places": 4, "count": height * width // 4}
+        for layer in block.layers:
+            self._convolution(layer.qkv, tokens, qkv, norm=NORMS["layer"])
+            self._step("attention", qkv, context, channels=wide, heads=layer.heads, **counts)
+            self._convolution(layer.out, context, other, tokens)
+            tokens, other = other, tokens
+            self._feed_forward(layer.first, layer.second, tokens, norm=NORMS["layer"], **counts)
+        activation = ACTIVATIONS[type(block.activation)]
+        self._convolution(
+            block.projection, tokens, projected, from_tokens=1, norm=NORMS["layer"], activation=activation
+        )
+        space = padded(channels) - channels
+        self._convolution(block.fusion, both, target, space=space)  # type: ignore[arg-type]
+
+    def _feed_forward(self, first: Linear, second: Linear, tokens: Map, **values: int) -> None:
+        self._step(
+            "feed_forward",
+            tokens,
+            hidden=padded(len(first.bias)),
+            length=len(first.bias),
+            columns=padded(len(second.bias)),
+            weights=self._matrix(first.weight.numpy().T),
+            bias=self._vector(first.bias),
+            second_weights=self._matrix(second.weight.numpy().T),
+            second_bias=self._vector(second.bias),
+            activation=ACTIVATIONS[type(first.activation)],
+            **values,
+        )
+
+    def _version_2(self, block: Version2Block, source: Map, target: Map) -> None:
+        height, width = target.height, target.width
+        features = self._map(height, width, len(block.downsampling.reduce.bias), border=1)
+        self._block(block.downsampling, source, features)
+        wide = len(block.conv_1x1.bias)
+        tokens = self._map(height, width, wide)
+        self._inverted(block.conv_kxk, block.conv_1x1, features, tokens, to_tokens=1)
+        context = self._map(4, 1, wide)
+        moments = self._map(MAX_THREADS, 1, 3, pixel=3)
+        counts = {"places": 4, "count": height * width // 4, "statistics": moments.place}
+        group = {"norm": NORMS["group"], **counts}
+        for layer in block.layers:
+            self._step("statistics", tokens, **counts)
+            self._step(
+                "context",
+                tokens,
+                context,
+                columns=padded(wide),
+                weights=self._matrix(layer.key.weight.numpy().T),
+                bias=self._vector(layer.key.bias),
+                second_weights=self._vector(layer.query.weight[0]),
+                **counts,
+            )
+            self._feed_forward(layer.value, layer.out, tokens, gate=context.place, **group)
+            self._step("statistics", tokens, **counts)
+            self._feed_forward(layer.first, layer.second, tokens, **group)
+        self._step("statistics", tokens, **counts)
+        self._convolution(block.projection, tokens, target, from_tokens=1, **group)
+
+
+def _stride(layer: nn.Module) -> int:
+    return (layer if isinstance(layer, Inverted) else layer.downsampling).depthwise.stride  # type: ignore[union-attr]
+
+
+def unsupported(network: FoldedClassifier, height: int = MULTIPLE, width: int = MULTIPLE) -> str | None:
+    """What the kernels cannot do of a network and image size, in words; None if they can all of it."""
+    if height % MULTIPLE or width % MULTIPLE:
+        return f"{height} × {width} pixels are no multiples of {MULTIPLE}"
+    for module in network.modules():
+        match module:
+            case Convolution():
+                depthwise = module.groups > 1
+                side = module.weight.shape[2]
+                if (
+                    side not in (1, 3)
+                    or module.dilation != 1
+                    or type(module.activation) not in ACTIVATIONS
+                    or (depthwise and (side != 3 or not isinstance(module.activation, nn.SiLU)))
+                ):
+                    return "a convolution is dilated, larger than 3 × 3, or has another activation than SiLU"
+            case Inverted(expand=Convolution() as expand) if not isinstance(expand.activation, nn.SiLU):
+                return "an expansion has another activation than SiLU"
+            case Linear() if type(module.activation) not in ACTIVATIONS:
+                return "a linear layer has another activation than SiLU"
+            case Standardise() if module.eps != EPSILON:
+                return f"the epsilon of a norm is {module.eps}"
+            case Version1Block() if module.patch_size != 2 or module.fusion is None:
+                return "a block has patches of another size than 2, or no fusion"
+            case Version2Block() if module.patch_size != 2 or not module.norm.jointly:
+                return "a block has patches of another size than 2, or another norm"
+    if network.features[0].weight.shape[1] != 3:
+        return "the images have other than 3 channels"
+    if np.prod([_stride(layer) for layer in network.features if not isinstance(layer, Convolution)]) != 16:
+        return "the output stride is below 32"
+    return None
+
+
+# --------------------------------------------------------------------------------------------------
+# Running it
+# --------------------------------------------------------------------------------------------------
+
+
+class Kernels:
+    """A folded network that runs in C++. Calls from several Python threads take turns.
+
+    Args:
+        network: The folded network, of which `unsupported` says nothing.
+
+    Raises:
+        OSError: As `library`.
+    """
+
+    def __init__(self, network: FoldedClassifier) -> None:
+        self.network, self._library = network, library()
+        self._lock = threading.Lock()
+        self._plan = functools.lru_cache(MAX_PLANS)(self._make_plan)
+        self._arenas: dict[tuple[int, int], np.ndarray] = {}
+        self._crews: dict[tuple[int, int], int] = {}
+
+    def _make_plan(self, height: int, width: int) -> Plan:
+        fields = self._library.step_fields().decode().split()
+        return Plan(self.network, height, width, int(self._library.lanes()), fields)
+
+    def __call__(self, pixel_values: Tensor) -> Tensor:
+        """Maps images `(B, 3, H, W)` to logits `(B, num_labels)`, with as many threads as PyTorch would use."""
+        images = pixel_values.contiguous()
+        threads = min(torch.get_num_threads(), MAX_THREADS)
+        with self._lock:
+            plan = self._plan(*images.shape[2:])
+            logits = torch.empty((len(images), plan.labels))
+            arenas = self._arenas_of(images.shape[2:], plan, threads if len(images) >= threads else 1)
+            crew = os.getpid(), threads  # threads do not outlive a fork
+            self._crews[crew] = self._library.run(
+                self._crews.get(crew),
+                plan.table.ctypes.data,
+                len(plan.table),
+                plan.weights.ctypes.data,
+                arenas.ctypes.data,
+                plan.arena,
+                images.data_ptr(),
+                images[0].numel(),
+                logits.data_ptr(),
+                plan.labels,
+                plan.result,
+                len(images),
+                threads,
+            )
+        return logits
+
+    def _arenas_of(self, size: Any, plan: Plan, count: int) -> np.ndarray:
+        """Arenas of one image size, kept from call to call: their borders are zero once and stay so."""
+        key = (int(size[0]), int(size[1]))
+        if key not in self._arenas or len(self._arenas[key]) < count:
+            self._arenas = {key: np.zeros((count, plan.arena), np.float32)}  # of the latest size only
+        return self._arenas[key]

@@ -1,0 +1,590 @@
+// The float32 network of one image as a list of steps, on the vector units of this machine.
+//
+// Built and called by compiled.py; needs a C++17 compiler and nothing else. `run` is the whole interface. A step reads
+// and writes maps in an arena of floats, channels last. A map that a 3x3 convolution reads has a border of zeros, which
+// nothing writes, so no kernel knows about padding. The space from pixel to pixel is a multiple of 16 floats; what lies
+// beyond the channels is zero, and stays so, because the weights there are. Several threads share the rows of a step and
+// wait for each other after it, or each computes an image of its own.
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <condition_variable>
+#include <cstdint>
+#include <cstring>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+// --- vectors ---------------------------------------------------------------------------------------------------------
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16, ROWS = 8;  // ROWS * 3 sums in 32 registers
+#elif defined(__AVX__)
+constexpr int LANES = 8, ROWS = 4;
+#else
+constexpr int LANES = 4, ROWS = 4;
+#endif
+typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef int32_t Integers __attribute__((vector_size(4 * LANES), aligned(4)));
+
+static inline Vector load(const float* at) { return *(const Vector*)at; }
+static inline void store(float* at, Vector value) { *(Vector*)at = value; }
+static inline Vector all(float value) { return value - Vector{}; }
+
+static inline float sum(Vector v) {
+  float total = 0;
+  for (int i = 0; i < LANES; i++) total += v[i];
+  return total;
+}
+
+// e^x to 2e-7 of its value: a power of two, and a polynomial between -ln(2) / 2 and ln(2) / 2.
+static inline Vector exponential(Vector x) {
+  x = x < -87.0f ? all(-87.0f) : x;
+  x = x > 88.0f ? all(88.0f) : x;
+  const Vector rounded = x * 1.44269504f + 12582912.0f;  // the integer stands in the low bits
+  const Vector whole = rounded - 12582912.0f;
+  const Vector r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
+  Vector p = all(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  return p * (Vector)(((Integers)rounded << 23) + (127 << 23));
+}
+
+enum Activation { NONE, SWISH, RELU };
+
+static inline Vector activate(Vector x, int64_t activation) {
+  if (activation == SWISH) return x / (1.0f + exponential(-x));
+  if (activation == RELU) return x > 0.0f ? x : Vector{};
+  return x;
+}
+
+// --- matrix products -------------------------------------------------------------------------------------------------
+
+// The left side of a product: `rows` rows, `row` floats apart. Each is `segments` pieces of `length` floats: one piece; or
+// the 9 pixels of a 3x3 window, `pixel` and `line` floats apart in a map; or its 3 lines, where pixels leave no space.
+struct Left {
+  const float* at;
+  int64_t rows, row, length, segments = 1, line = 0, pixel = 0;
+};
+
+// One block of `M` rows and `N` vectors of columns.
+template <int M, int N>
+static void block(const Left& left, int64_t first, const float* right, float* out, int64_t out_row) {
+  Vector sums[M][N];
+  for (int m = 0; m < M; m++)
+    for (int n = 0; n < N; n++) sums[m][n] = Vector{};
+  for (int64_t s = 0; s < left.segments; s++) {
+    const int64_t away = left.segments == 9 ? s / 3 * left.line + s % 3 * left.pixel : s * left.line;
+    const float* in = left.at + first * left.row + away;
+    for (int64_t k = 0; k < left.length; k++, right += N * LANES) {
+      Vector columns[N];
+      for (int n = 0; n < N; n++) columns[n] = load(right + n * LANES);
+      for (int m = 0; m < M; m++) {
+        const float x = in[m * left.row + k];
+        for (int n = 0; n < N; n++) sums[m][n] += x * columns[n];
+      }
+    }
+  }
+  for (int m = 0; m < M; m++)
+    for (int n = 0; n < N; n++) store(out + m * out_row + n * LANES, sums[m][n]);
+}
+
+template <int N>
+static void panel(const Left& left, const float* right, float* out, int64_t out_row) {
+  int64_t i = 0;
+  for (; i + ROWS <= left.rows; i += ROWS) block<ROWS, N>(left, i, right, out + i * out_row, out_row);
+  for (; i + 4 <= left.rows; i += 4) block<4, N>(left, i, right, out + i * out_row, out_row);
+  for (; i < left.rows; i++) block<1, N>(left, i, right, out + i * out_row, out_row);
+}
+
+// Columns are packed in panels of at most three vectors, as equal as can be; compiled.py packs by the same rule.
+struct Panels {
+  int64_t count, narrow, wider;
+  explicit Panels(int64_t columns) {
+    const int64_t vectors = columns / LANES;
+    count = (vectors + 2) / 3;
+    narrow = vectors / count;
+    wider = vectors % count;
+  }
+  int64_t start(int64_t i) const { return i * narrow + std::min(i, wider); }
+};
+
+// out = left @ right for the panels from `first` to `last`.
+static void product(const Left& left, const float* right, int64_t columns, float* out, int64_t out_row,
+                    int64_t first = 0, int64_t last = -1) {
+  const Panels panels(columns);
+  for (int64_t i = first; i < (last < 0 ? panels.count : last); i++) {
+    const int64_t start = panels.start(i) * LANES, vectors = panels.start(i + 1) - panels.start(i);
+    auto run = vectors == 3 ? panel<3> : vectors == 2 ? panel<2> : panel<1>;
+    run(left, right + start * left.segments * left.length, out + start, out_row);
+  }
+}
+
+// out = activation(out + bias) + other
+static void finish(int64_t rows, float* out, int64_t out_row, const float* bias, int64_t start, int64_t stop,
+                   int64_t activation, const float* other, int64_t other_row) {
+  for (int64_t i = 0; i < rows; i++, out += out_row, other += other ? other_row : 0)
+    for (int64_t c = start; c < stop; c += LANES) {
+      Vector value = activate(load(out + c) + load(bias + c), activation);
+      store(out + c, other ? value + load(other + c) : value);
+    }
+}
+
+// --- steps -----------------------------------------------------------------------------------------------------------
+
+// What a step needs; compiled.py reads the names from here. Places are counted in floats from the start of the arena,
+// or of the weights for those that end in `weights` or `bias`; -1 is "none". `row` is the space from row to row of a
+// map, `pixel` that from pixel to pixel.
+#define FIELDS                                                                                                  \
+  X(kind) X(height) X(width) X(source) X(source_row) X(source_pixel) X(target) X(target_row) X(target_pixel)    \
+  X(channels) X(columns) X(weights) X(bias) X(activation) X(stride) X(segments) X(length) X(other) X(other_row) \
+  X(other_pixel) X(norm) X(statistics) X(from_tokens) X(to_tokens) X(hidden) X(second_weights) X(second_bias)   \
+  X(third_weights) X(third_bias) X(places) X(count) X(heads) X(gate)
+#define X(name) int64_t name;
+struct Step {
+  FIELDS
+};
+#undef X
+#define X(name) #name " "
+static const char* const NAMES = FIELDS;
+#undef X
+
+enum Kind { IMAGE, CONVOLUTION, INVERTED_RESIDUAL, ATTENTION, FEED_FORWARD, STATISTICS, CONTEXT, POOL };
+enum Norm { NO_NORM, LAYER_NORM, GROUP_NORM };
+constexpr float EPSILON = 1e-5f;
+
+struct Share {
+  const float *weights, *input;
+  float *arena, *output;
+  int64_t part, parts;
+  int64_t start(int64_t count) const { return count * part / parts; }
+  int64_t stop(int64_t count) const { return count * (part + 1) / parts; }
+};
+
+static float* scratch(int64_t floats, int slot) {
+  static thread_local std::vector<float> memory[4];
+  if ((int64_t)memory[slot].size() < floats) memory[slot].assign(floats, 0.0f);
+  return memory[slot].data();
+}
+
+// Row of a pixel in the tokens: those at the same place of their 2x2 patches lie together, in the order of the patches.
+static inline int64_t token_of(int64_t y, int64_t x, int64_t height, int64_t width) {
+  return ((y % 2 * 2 + x % 2) * (height / 2) + y / 2) * (width / 2) + x / 2;
+}
+
+// Puts a finished row of a map to its tokens.
+static void spread(const Step& s, const Share& share, int64_t y, const float* row) {
+  for (int64_t x = 0; x < s.width; x++)
+    std::memcpy(share.arena + s.target + token_of(y, x, s.height, s.width) * s.target_pixel, row + x * s.columns,
+                s.columns * sizeof(float));
+}
+
+static void image(const Step& s, const Share& share) {
+  for (int64_t y = share.start(s.height); y < share.stop(s.height); y++) {
+    float* out = share.arena + s.target + y * s.target_row;
+    for (int64_t c = 0; c < s.channels; c++) {
+      const float* in = share.input + (c * s.height + y) * s.width;
+      for (int64_t x = 0; x < s.width; x++) out[x * s.target_pixel + c] = in[x];
+    }
+  }
+}
+
+// Mean and 1 / deviation of the whole map, from what each part has left in the statistics.
+static void group_moments(const Step& s, const Share& share, float* mean, float* scale) {
+  const float* found = share.arena + s.statistics;
+  double total = 0, middle = 0, squares = 0;
+  for (int64_t i = 0; i < share.parts; i++) total += found[3 * i], middle += (double)found[3 * i] * found[3 * i + 1];
+  middle /= total;
+  for (int64_t i = 0; i < share.parts; i++) {
+    const double away = found[3 * i + 1] - middle;
+    squares += found[3 * i + 2] + found[3 * i] * away * away;
+  }
+  *mean = (float)middle;
+  *scale = (float)(1 / std::sqrt(squares / total + EPSILON));
+}
+
+// Sum of the squares of `in - mean` over `channels`; what is beyond them, up to whole vectors, is zero.
+static float squares_of(const float* in, int64_t channels, float mean) {
+  Vector squares = Vector{};
+  int64_t c = 0;
+  for (; c < channels; c += LANES) {
+    const Vector away = load(in + c) - mean;
+    squares += away * away;
+  }
+  return sum(squares) - (c - channels) * mean * mean;
+}
+
+static float sum_of(const float* in, int64_t channels) {
+  Vector total = Vector{};
+  for (int64_t c = 0; c < channels; c += LANES) total += load(in + c);
+  return sum(total);
+}
+
+static void normalise(const float* in, float* out, int64_t channels, bool own, float mean, float scale) {
+  if (own) {
+    mean = sum_of(in, channels) / channels;
+    scale = 1 / std::sqrt(squares_of(in, channels, mean) / channels + EPSILON);
+  }
+  for (int64_t c = 0; c < channels; c += LANES) store(out + c, (load(in + c) - mean) * scale);
+}
+
+static void convolution(const Step& s, const Share& share) {
+  float mean = 0, scale = 0;
+  if (s.norm == GROUP_NORM) group_moments(s, share, &mean, &scale);
+  const bool by_columns = s.height == 1;  // one row is too little to share
+  const int64_t panels = Panels(s.columns).count;
+  const int64_t first = by_columns ? share.start(panels) : 0, last = by_columns ? share.stop(panels) : panels;
+  const int64_t from = Panels(s.columns).start(first) * LANES, to = Panels(s.columns).start(last) * LANES;
+  const int64_t begin = by_columns ? 0 : share.start(s.height), end = by_columns ? 1 : share.stop(s.height);
+  const float* bias = share.weights + s.bias;
+  for (int64_t y = begin; y < end; y++) {
+    const float* in = share.arena + s.source + y * s.stride * s.source_row;
+    int64_t pixel = s.source_pixel * s.stride;
+    if (s.from_tokens || s.norm) {
+      float* staged = scratch(s.width * s.source_pixel, 0);
+      for (int64_t x = 0; x < s.width; x++) {
+        const float* token = s.from_tokens
+                                 ? share.arena + s.source + token_of(y, x, s.height, s.width) * s.source_pixel
+                                 : in + x * s.source_pixel;
+        if (s.norm) {
+          normalise(token, staged + x * s.source_pixel, s.channels, s.norm == LAYER_NORM, mean, scale);
+        } else {
+          std::memcpy(staged + x * s.source_pixel, token, s.channels * sizeof(float));
+        }
+      }
+      in = staged;
+      pixel = s.source_pixel;
+    }
+    float* out = s.to_tokens ? scratch(s.width * s.columns, 1) : share.arena + s.target + y * s.target_row;
+    const int64_t out_pixel = s.to_tokens ? s.columns : s.target_pixel;
+    const Left left{in, s.width, pixel, s.length, s.segments, s.source_row, s.source_pixel};
+    product(left, share.weights + s.weights, s.columns, out, out_pixel, first, last);
+    const float* other = s.other < 0 ? nullptr : share.arena + s.other + y * s.other_row;
+    finish(s.width, out, out_pixel, bias, from, to, s.activation, other, s.other_pixel);
+    if (s.to_tokens) spread(s, share, y, out);
+  }
+}
+
+// A row of a depthwise 3x3 convolution: `rows` are three rows of a map, each with a border.
+template <int STRIDE>
+static void depthwise(int64_t width, int64_t channels, const float* const rows[3], const float* weights,
+                      const float* bias, float* out) {
+  for (int64_t c = 0; c < channels; c += LANES) {
+    Vector taps[9];
+    for (int i = 0; i < 9; i++) taps[i] = load(weights + i * channels + c);
+    const Vector shift = load(bias + c);
+    for (int64_t x = 0; x < width; x++) {
+      Vector total = shift;
+      for (int i = 0; i < 9; i++) total += taps[i] * load(rows[i / 3] + (x * STRIDE + i % 3) * channels + c);
+      store(out + x * channels + c, activate(total, SWISH));
+    }
+  }
+}
+
+// Expansion, depthwise 3x3 and reduction, row by row: the wide map is never there as a whole. Without weights for the
+// expansion the source is the wide map, with a border.
+static void inverted_residual(const Step& s, const Share& share) {
+  const int64_t in_width = s.width * s.stride, in_height = s.height * s.stride, row = (in_width + 2) * s.hidden;
+  float* wide = scratch(3 * row, 2);
+  float* middle = scratch(s.width * s.hidden, 3);
+  int64_t ready[3] = {-9, -9, -9};  // which row of the wide map each of the three rows has
+  for (int64_t y = share.start(s.height); y < share.stop(s.height); y++) {
+    const float* rows[3];
+    for (int64_t i = 0; i < 3; i++) {
+      const int64_t wanted = y * s.stride + i - 1, slot = (wanted + 3) % 3;
+      const float* in = share.arena + s.source + wanted * s.source_row;
+      float* out = wide + slot * row;
+      rows[i] = s.weights < 0 ? in - s.source_pixel : out;
+      if (s.weights < 0 || ready[slot] == wanted) continue;
+      ready[slot] = wanted;
+      if (wanted < 0 || wanted >= in_height) {
+        std::memset(out, 0, row * sizeof(float));
+        continue;
+      }
+      std::memset(out, 0, s.hidden * sizeof(float));
+      std::memset(out + row - s.hidden, 0, s.hidden * sizeof(float));
+      product({in, in_width, s.source_pixel, s.channels}, share.weights + s.weights, s.hidden, out + s.hidden,
+              s.hidden);
+      finish(in_width, out + s.hidden, s.hidden, share.weights + s.bias, 0, s.hidden, SWISH, nullptr, 0);
+    }
+    (s.stride == 2 ? depthwise<2> : depthwise<1>)(s.width, s.hidden, rows, share.weights + s.second_weights,
+                                                  share.weights + s.second_bias, middle);
+    float* out = s.to_tokens ? scratch(s.width * s.columns, 1) : share.arena + s.target + y * s.target_row;
+    const int64_t out_pixel = s.to_tokens ? s.columns : s.target_pixel;
+    product({middle, s.width, s.hidden, s.length}, share.weights + s.third_weights, s.columns, out, out_pixel);
+    const float* other = s.other < 0 ? nullptr : share.arena + s.other + y * s.other_row;
+    finish(s.width, out, out_pixel, share.weights + s.third_bias, 0, s.columns, NONE, other, s.other_pixel);
+    if (s.to_tokens) spread(s, share, y, out);
+  }
+}
+
+// e^(x - largest x) in place, padded with zeros to whole vectors; returns 1 / their sum.
+static float exponentials(float* x, int64_t count, int64_t padded) {
+  for (int64_t i = count; i < padded; i++) x[i] = -1e30f;
+  Vector largest = load(x);
+  for (int64_t i = LANES; i < padded; i += LANES) {
+    const Vector other = load(x + i);
+    largest = other > largest ? other : largest;
+  }
+  float top = largest[0];
+  for (int i = 1; i < LANES; i++) top = std::max(top, largest[i]);
+  Vector total = Vector{};
+  for (int64_t i = 0; i < padded; i += LANES) {
+    const Vector power = exponential(load(x + i) - top);
+    store(x + i, power);
+    total += power;
+  }
+  for (int64_t i = count; i < padded; i++) total[0] -= x[i], x[i] = 0;
+  return 1 / sum(total);
+}
+
+// Packs `count` columns of `length` floats, `column` apart, as the right side of a product, zeros up to `padded`.
+static void pack(const float* in, int64_t column, int64_t step, int64_t count, int64_t length, int64_t padded,
+                 float* out) {
+  const Panels panels(padded);
+  for (int64_t i = 0; i < panels.count; i++) {
+    const int64_t start = panels.start(i) * LANES, stop = panels.start(i + 1) * LANES;
+    for (int64_t k = 0; k < length; k++)
+      for (int64_t c = start; c < stop; c++) *out++ = c < count ? in[c * column + k * step] : 0;
+  }
+}
+
+// Self-attention of the tokens at each place, by head. The source has query, key and value side by side.
+static void attention(const Step& s, const Share& share) {
+  const int64_t size = s.channels / s.heads, padded = (s.count + 15) / 16 * 16, wide = (size + 15) / 16 * 16;
+  float* keys = scratch(size * padded, 0);
+  float* values = scratch(s.count * wide, 1);
+  float* scores = scratch(ROWS * padded, 2);
+  float* found = scratch(ROWS * wide, 3);
+  const int64_t units = s.places * s.heads;
+  for (int64_t unit = share.start(units); unit < share.stop(units); unit++) {
+    const int64_t place = unit / s.heads, head = unit % s.heads;
+    const float* query = share.arena + s.source + place * s.count * s.source_pixel + head * size;
+    pack(query + s.channels, s.source_pixel, 1, s.count, size, padded, keys);
+    pack(query + 2 * s.channels, 1, s.source_pixel, size, s.count, wide, values);
+    float* out = share.arena + s.target + place * s.count * s.target_pixel + head * size;
+    for (int64_t i = 0; i < s.count; i += ROWS) {
+      const int64_t rows = std::min<int64_t>(ROWS, s.count - i);
+      product({query + i * s.source_pixel, rows, s.source_pixel, size}, keys, padded, scores, padded);
+      float share_of[ROWS];
+      for (int64_t m = 0; m < rows; m++) share_of[m] = exponentials(scores + m * padded, s.count, padded);
+      product({scores, rows, padded, s.count}, values, wide, found, wide);
+      for (int64_t m = 0; m < rows; m++)
+        for (int64_t c = 0; c < size; c++) out[(i + m) * s.target_pixel + c] = found[m * wide + c] * share_of[m];
+    }
+  }
+}
+
+// tokens += second(gate * activation(first(norm(tokens)))), some rows at a time
+static void feed_forward(const Step& s, const Share& share) {
+  constexpr int64_t AT_ONCE = 32;
+  float mean = 0, scale = 0;
+  if (s.norm == GROUP_NORM) group_moments(s, share, &mean, &scale);
+  float* staged = scratch(AT_ONCE * s.source_pixel, 0);
+  float* hidden = scratch(AT_ONCE * s.hidden, 1);
+  float* result = scratch(AT_ONCE * s.columns, 2);
+  const int64_t tokens = s.places * s.count;
+  for (int64_t i = share.start(tokens); i < share.stop(tokens); i += AT_ONCE) {
+    const int64_t rows = std::min(AT_ONCE, share.stop(tokens) - i);
+    float* out = share.arena + s.source + i * s.source_pixel;
+    for (int64_t m = 0; m < rows; m++)
+      normalise(out + m * s.source_pixel, staged + m * s.source_pixel, s.channels, s.norm == LAYER_NORM, mean, scale);
+    product({staged, rows, s.source_pixel, s.channels}, share.weights + s.weights, s.hidden, hidden, s.hidden);
+    finish(rows, hidden, s.hidden, share.weights + s.bias, 0, s.hidden, s.activation, nullptr, 0);
+    if (s.gate >= 0)
+      for (int64_t m = 0; m < rows; m++) {
+        const float* gate = share.arena + s.gate + (i + m) / s.count * s.hidden;
+        for (int64_t c = 0; c < s.hidden; c += LANES)
+          store(hidden + m * s.hidden + c, load(hidden + m * s.hidden + c) * load(gate + c));
+      }
+    product({hidden, rows, s.hidden, s.length}, share.weights + s.second_weights, s.columns, result, s.columns);
+    finish(rows, result, s.columns, share.weights + s.second_bias, 0, s.columns, NONE, out, s.source_pixel);
+    for (int64_t m = 0; m < rows; m++)
+      std::memcpy(out + m * s.source_pixel, result + m * s.columns, s.columns * sizeof(float));
+  }
+}
+
+// Count, mean and sum of squared deviations of this part of the tokens.
+static void statistics(const Step& s, const Share& share) {
+  const int64_t tokens = s.places * s.count, start = share.start(tokens), stop = share.stop(tokens);
+  double total = 0, squares = 0;
+  for (int64_t i = start; i < stop; i++) total += sum_of(share.arena + s.source + i * s.source_pixel, s.channels);
+  const int64_t values = (stop - start) * s.channels;
+  const float mean = values ? (float)(total / values) : 0;
+  for (int64_t i = start; i < stop; i++)
+    squares += squares_of(share.arena + s.source + i * s.source_pixel, s.channels, mean);
+  float* out = share.arena + s.statistics + 3 * share.part;
+  out[0] = (float)values, out[1] = mean, out[2] = (float)squares;
+}
+
+// Context vector of each place (version 2): the tokens' mean by the softmax of their scores, then projected as the key.
+// A score has no bias and no mean: both are the same for all tokens of a place, which the softmax does not see.
+static void context(const Step& s, const Share& share) {
+  float mean, scale;
+  group_moments(s, share, &mean, &scale);
+  const int64_t padded = (s.count + 15) / 16 * 16;
+  float* scores = scratch(padded, 0);
+  float* pooled = scratch(s.source_pixel, 1);
+  const float* query = share.weights + s.second_weights;
+  for (int64_t place = share.start(s.places); place < share.stop(s.places); place++) {
+    const float* tokens = share.arena + s.source + place * s.count * s.source_pixel;
+    for (int64_t i = 0; i < s.count; i++) {
+      Vector total = Vector{};
+      for (int64_t c = 0; c < s.channels; c += LANES) total += load(tokens + i * s.source_pixel + c) * load(query + c);
+      scores[i] = sum(total) * scale;
+    }
+    const float share_of = exponentials(scores, s.count, padded);
+    for (int64_t c = 0; c < s.channels; c += LANES) {
+      Vector total = Vector{};
+      for (int64_t i = 0; i < s.count; i++) total += scores[i] * load(tokens + i * s.source_pixel + c);
+      store(pooled + c, (total * share_of - mean) * scale);
+    }
+    float* out = share.arena + s.target + place * s.columns;
+    product({pooled, 1, 0, s.channels}, share.weights + s.weights, s.columns, out, s.columns);
+    finish(1, out, s.columns, share.weights + s.bias, 0, s.columns, NONE, nullptr, 0);
+  }
+}
+
+// Mean of each channel over the map.
+static void pool(const Step& s, const Share& share) {
+  const int64_t vectors = s.columns / LANES;
+  for (int64_t c = share.start(vectors) * LANES; c < share.stop(vectors) * LANES; c += LANES) {
+    Vector total = Vector{};
+    for (int64_t y = 0; y < s.height; y++)
+      for (int64_t x = 0; x < s.width; x++)
+        total += load(share.arena + s.source + y * s.source_row + x * s.source_pixel + c);
+    store(share.arena + s.target + c, total / (float)(s.height * s.width));
+  }
+}
+
+static void run_step(const Step& step, const Share& share) {
+  static void (*const KERNELS[])(const Step&, const Share&) = {image,        convolution, inverted_residual, attention,
+                                                               feed_forward, statistics,  context,           pool};
+  KERNELS[step.kind](step, share);
+}
+
+// --- threads ---------------------------------------------------------------------------------------------------------
+
+static inline void pause_briefly(int& tries) {
+  if (++tries > 4000) std::this_thread::yield();
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+// All threads wait until each has come.
+class Barrier {
+  std::atomic<int64_t> waiting{0}, round{0};
+
+ public:
+  void wait(int64_t threads) {
+    if (threads == 1) return;
+    const int64_t now = round.load(std::memory_order_relaxed);
+    if (waiting.fetch_add(1, std::memory_order_acq_rel) + 1 == threads) {
+      waiting.store(0, std::memory_order_relaxed);
+      round.store(now + 1, std::memory_order_release);
+      return;
+    }
+    for (int tries = 0; round.load(std::memory_order_acquire) == now;) pause_briefly(tries);
+  }
+};
+
+struct Job {
+  const Step* steps;
+  int64_t count;
+  const float *weights, *input;
+  float *arenas, *output;
+  int64_t arena, image, result, result_place, images, threads;
+};
+
+static void compute(const Job& job, Barrier& barrier, int64_t thread) {
+  const int64_t together = job.images % job.threads;
+  auto finish_image = [&](int64_t i, const float* arena) {
+    std::memcpy(job.output + i * job.result, arena + job.result_place, job.result * sizeof(float));
+  };
+  for (int64_t i = thread; i < job.images - together; i += job.threads) {
+    float* arena = job.arenas + thread * job.arena;
+    const Share share{job.weights, job.input + i * job.image, arena, nullptr, 0, 1};
+    for (int64_t s = 0; s < job.count; s++) run_step(job.steps[s], share);
+    finish_image(i, arena);
+  }
+  barrier.wait(job.threads);
+  for (int64_t i = job.images - together; i < job.images; i++) {
+    const Share share{job.weights, job.input + i * job.image, job.arenas, nullptr, thread, job.threads};
+    for (int64_t s = 0; s < job.count; s++) {
+      run_step(job.steps[s], share);
+      barrier.wait(job.threads);
+    }
+    if (thread == 0) finish_image(i, job.arenas);
+    barrier.wait(job.threads);
+  }
+}
+
+// Threads that stay for the next call; the caller is one more.
+class Crew {
+  std::mutex lock;
+  std::condition_variable called;
+  std::vector<std::thread> threads;
+  std::atomic<int64_t> calls{0};
+  Job job{};
+  Barrier start_barrier, barrier;
+
+  void serve(int64_t thread) {
+    for (int64_t seen = 0;;) {
+      int tries = 0;
+      while (calls.load(std::memory_order_acquire) == seen && tries < 4000) pause_briefly(tries);
+      {
+        std::unique_lock<std::mutex> held(lock);
+        called.wait(held, [&] { return calls.load() != seen; });
+        seen = calls.load();
+      }
+      if (thread < job.threads) compute(job, barrier, thread);
+      start_barrier.wait((int64_t)threads.size() + 1);
+    }
+  }
+
+ public:
+  explicit Crew(int64_t count) {
+    std::unique_lock<std::mutex> held(lock);
+    for (int64_t i = 1; i < count; i++) threads.emplace_back([this, i] { serve(i); });
+  }
+  int64_t size() const { return (int64_t)threads.size() + 1; }
+  void run(const Job& what) {
+    {
+      std::unique_lock<std::mutex> held(lock);
+      job = what;
+      calls.fetch_add(1, std::memory_order_release);
+    }
+    called.notify_all();
+    compute(job, barrier, 0);
+    start_barrier.wait(size());
+  }
+};
+
+extern "C" {
+
+const char* step_fields() { return NAMES; }
+
+int64_t lanes() { return LANES; }
+
+// Computes `images` images. `arenas` has one arena, `arena` floats, for each of `threads`. `crew` is null or what an
+// earlier call with as many threads returned.
+void* run(void* crew, const Step* steps, int64_t count, const float* weights, float* arenas, int64_t arena,
+          const float* input, int64_t image, float* output, int64_t result, int64_t result_place, int64_t images,
+          int64_t threads) {
+  const Job job{steps, count, weights, input, arenas, output, arena, image, result, result_place, images, threads};
+  if (threads == 1) {
+    Barrier barrier;
+    compute(job, barrier, 0);
+    return crew;
+  }
+  if (!crew) crew = new Crew(threads);
+  ((Crew*)crew)->run(job);
+  return crew;
+}
+}
