@@ -3,7 +3,7 @@
 # make check       lint, docstring and security rules, format, types
 # make test-full   the slow tests and those that need a GPU as well
 # make test-without-torch, make test-without-keras   the tests as where that framework is not installed
-# make bench       the measured comparisons, on a machine that does nothing else (first run: installs 3 GB)
+# make bench       the measured comparisons, on a machine that does nothing else (first run: installs 8 GB)
 # make notebooks   the notebooks, from the scripts in examples/
 #
 # Needs Python 3.11 and make; everything else is installed into .venv, once. The stamp files in .venv record
@@ -38,7 +38,9 @@ test-without-keras: .venv/.test
 	MOBILEVIT_HUB_HIDE=tensorflow,keras,h5py $(PYTEST) tests
 
 bench: .venv/.test
-	$(BIN)/python benchmarks/keras_inference.py
+	$(BIN)/python benchmarks/inference.py
+	$(BIN)/python benchmarks/resolution.py
+	$(BIN)/python benchmarks/comparison.py
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/tflite_speed.py
 

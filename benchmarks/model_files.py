@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterable
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 from foreign_weights import kecam_weights, timm_weights
 
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported
 SIZE = 256
 PICTURES = 100  # the fewest that calibration accepts
 
@@ -107,6 +110,7 @@ def write_onnx(network: str, folder: Path, size: int) -> Path:
     module, out = folded_module(cls.from_pretrained(folder)), folder / "folded.onnx"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter about itself
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         program = torch.onnx.export(
             module,
             (torch.zeros(2, 3, size, size),),
