@@ -3,6 +3,7 @@
     with HubServer() as hub:
         hub.add("owner/name", {"config.json": b"{}", "model.safetensors": weights})
         hub.faults["model.safetensors"] = "short"
+        hub.add("datasets/owner/name", {"data/validation-0.parquet": rows})
 
 Weights are stored by hash behind a redirect, as on the real Hub; other files are served directly. A token in
 `hub.tokens` uploads: what it commits to `main` is served from then on.
@@ -19,6 +20,7 @@ import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs
 
 import yaml
 from huggingface_hub import constants
@@ -150,6 +152,12 @@ class _Handler(BaseHTTPRequestHandler):
         about = re.fullmatch(r"/api/models/([^/]+/[^/]+)(/revision/.+)?", self.path)
         if about:
             return self.send_info(about[1])
+        about = re.fullmatch(r"/api/(datasets/[^/]+/[^/]+)(/revision/[^/]+)?", self.path)
+        if about:
+            return self.send_info(about[1])
+        listed = re.fullmatch(r"/api/(datasets/[^/]+/[^/]+)/tree/[^/?]+/?([^?]*)(\?.*)?", self.path)
+        if listed:
+            return self.send_tree(listed[1], listed[2], "recursive=True" in (listed[3] or ""))
         match = re.fullmatch(r"/(.+?)/resolve/([^/]+)/(.+)", self.path)
         repository = match and self.hub.repositories.get(match[1])
         if not repository:
@@ -180,6 +188,33 @@ class _Handler(BaseHTTPRequestHandler):
         storage = self.hub.url.replace("127.0.0.1", "localhost")
         return self.send(302, about | {"Location": f"{storage}/stored/{digest}/{name}"})
 
+    def send_tree(self, repo_id, folder, recursive):
+        """Files and folders below a folder of a data set."""
+        repository = self.hub.repositories.get(repo_id)
+        if not repository:
+            return self.fail(404, "RepoNotFound", "Repository not found")
+        prefix = f"{folder}/" if folder else ""
+        inside = [name for name in repository.files if name.startswith(prefix)]
+        if folder and not inside:
+            return self.fail(404, "EntryNotFound")
+        names = {n if recursive else prefix + n[len(prefix) :].split("/")[0] for n in inside}
+        return self.send_json(200, [self.entry(repository, name) for name in sorted(names)])
+
+    @staticmethod
+    def entry(repository, name):
+        """What the Hub says about a file or a folder of a data set."""
+        content = repository.files.get(name)
+        oid = hashlib.sha1((content or b"") + name.encode(), usedforsecurity=False).hexdigest()
+        size = {"type": "directory", "size": 0} if content is None else {"type": "file", "size": len(content)}
+        return {**size, "oid": oid, "path": name}
+
+    def send_paths(self, body, repo_id):
+        """What the Hub says about the named files and folders of a data set, as far as they exist."""
+        repository = self.hub.repositories[repo_id]
+        paths = json.loads(body)["paths"] if body[:1] == b"{" else parse_qs(body.decode())["paths"]
+        known = [p for p in paths if p in repository.files or any(f.startswith(f"{p}/") for f in repository.files)]
+        return self.send_json(200, [self.entry(repository, path) for path in known])
+
     def content_of(self, digest):
         every = (c for r in self.hub.repositories.values() for c in r.files.values())
         return next(c for c in every if hashlib.sha256(c).hexdigest() == digest)
@@ -191,7 +226,13 @@ class _Handler(BaseHTTPRequestHandler):
             content = content[:-1] + bytes([content[-1] ^ 1])
         if fault == "short":
             content = content[: len(content) // 2]
-        self.send(200, headers, content, body)
+        part = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        if part and body:  # as a streamed data set is read
+            last = min(int(part[2] or len(content)), len(content) - 1)
+            headers["Content-Range"] = f"bytes {part[1]}-{last}/{len(content)}"
+            content = content[int(part[1]) : last + 1]
+            return self.send(206, {**headers, "Content-Length": str(len(content))}, content)
+        return self.send(200, headers, content, body)
 
     # What follows takes uploads --------------------------------------------------------------------
 
@@ -211,6 +252,8 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.hub.requests.append((self.command, self.path, dict(self.headers)))
         path, _, query = self.path.partition("?")
+        if asked := re.fullmatch(r"/api/(datasets/[^/]+/[^/]+)/paths-info/.+", path):
+            return self.send_paths(body, asked[1])
         steps = {
             "create": r"/api/repos/(create)", "validate-yaml": r"/api/(validate-yaml)",
             "preupload": r"/api/models/(.+?)/preupload/(.+)", "batch": r"/(.+?)\.git/info/lfs/objects/batch",

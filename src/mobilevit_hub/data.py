@@ -336,16 +336,15 @@ def hub_errors(hub_id: str, opened: bool = False) -> Iterator[None]:
         raise
     except Exception as error:  # of many classes: HTTP, file systems, Arrow, its own
         chain = f"{type(error).__name__} {error} {error.__cause__} {error.__context__}"
-        if "gated" in chain.lower() or "401 " in chain or "403 " in chain:
+        if "gated" in chain.lower() or "403 " in chain:  # 401 is also the answer to a name that is not there
             raise AccessError(
                 f"The data set {hub_id!r} is gated or private: accept its terms on https://huggingface.co/datasets/"
                 f'{hub_id}, then run "hf auth login" or set HF_TOKEN.',
                 path=hub_id,
             ) from error
-        if not isinstance(error, OSError | ValueError | RuntimeError):
-            raise SourceError(
-                f"Reading {hub_id!r} failed: {' '.join(str(error).split())[:200]}.", path=hub_id
-            ) from error
+        if opened:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise SourceError(f"Reading the data set {hub_id!r} failed: {reason}.", path=hub_id) from error
         raise NotFoundError(
             f"No data set {hub_id!r}: it is neither a folder here nor reachable on the Hub ({type(error).__name__}).",
             path=hub_id,
