@@ -6,8 +6,8 @@ Reads questions and writes answers, a line of JSON each; no more lines: the end.
 
 - `["result", WHAT, B]` → what the function returns for B images;
 - `["time", WHAT, B, CALLS]` → milliseconds of each call;
-- `["memory", WHAT, B]` → megabytes during a call, see `memory`;
-- `["highest", WHAT, B]` → the most megabytes of the process so far.
+- `["forget"]`, and later `["memory"]` → the most megabytes between the two, see `measuring.memory`;
+- `["highest"]` → the most megabytes of the process since it began or `"forget"`.
 
 Needs only NumPy and the library it measures, since those live in different environments.
 """
@@ -21,9 +21,10 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from measuring import images, memory, milliseconds, resident
+from measuring import forget_memory, images, memory, milliseconds, resident
 
 
 def main() -> None:
@@ -37,17 +38,21 @@ def main() -> None:
     prepare = functools.lru_cache(1)(lambda count: functions.get("prepare", lambda x: x)(images(count, int(size))))
     answers.write(json.dumps(sorted(functions)) + "\n")
     for line in sys.stdin:
-        question, what, count, *calls = json.loads(line)
-        function, batch = functions[what], prepare(count)
+        question, *details = json.loads(line)
+        answer: Any = None
         if question == "result":
-            answer = np.asarray(function(batch)).tolist()
+            what, count = details
+            answer = np.asarray(functions[what](prepare(count))).tolist()
+        elif question == "time":
+            what, count, calls = details
+            answer = [milliseconds(functions[what], prepare(count)) for _ in range(calls)]
+            time.sleep(0.01)  # threads that still spin would disturb the next contestant
+        elif question == "forget":
+            forget_memory()
         elif question == "memory":
-            answer = memory(function, batch)
+            answer = memory()
         elif question == "highest":
             answer = resident("VmHWM")
-        else:
-            answer = [milliseconds(function, batch) for _ in range(*calls)]
-            time.sleep(0.01)  # threads that still spin would disturb the next contestant
         answers.write(json.dumps(answer) + "\n")
 
 

@@ -35,11 +35,14 @@ def imported() -> None:
     _megabytes_of_imports.append(resident("VmRSS"))
 
 
-def memory(function: Callable[..., Any], batch: Any) -> dict[str, float]:
-    """The most memory during a call in megabytes: `"total"` of the process, and `"own"` without its imports."""
+def forget_memory() -> None:
+    """Sets the highest mark of the process's memory back to what is in use now; only Linux has one."""
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the highest mark falls to what is in use now
-    function(batch)
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def memory() -> dict[str, float]:
+    """The most memory since `forget_memory` in megabytes: `"total"` of the process, and `"own"` without its imports."""
     total = resident("VmHWM")
     return {"total": total, "own": total - _megabytes_of_imports[0]}
 

@@ -50,8 +50,10 @@ def main(arguments: list[str] | None = None) -> int:
                     options.contestants, network, files, size=size, threads=options.threads, pythons={}
                 ) as contestants:
                     differences([c for c in contestants if c.name != "attention"], "call", 1, 1e-4)
-                    memory = {c.name: c.ask("memory", "call", 1)["own"] for c in contestants}
-                    times = take_turns([(c, "call") for c in contestants], 1, options.rounds, 2)
+                    for contestant in contestants:
+                        contestant.ask("forget")
+                    times = take_turns([(c, "call") for c in contestants], 1, options.rounds, 2, warm_up=0)
+                    memory = {c.name: c.ask("memory")["own"] for c in contestants}
                 record["networks"][network][str(size)] = {
                     "tokens": (size // 8) ** 2,
                     "memory": memory,
