@@ -56,6 +56,7 @@ EXTRAS = {
         "pytest>=9.2",
         "pytest-xdist>=3.8",
         "ruff>=0.17",
+        "scikit-learn>=1.8",
         "setuptools>=77",
     ],
     "all": [f"{NAME}[torch,tf,export,train,eval,heif,demo]"],

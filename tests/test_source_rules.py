@@ -179,6 +179,25 @@ def test_bottom_modules_import_nothing_above_them(part: str, allowed: set[str]) 
     assert ours(set().union(*(imports(module, at_import=False) for module in modules))) <= allowed
 
 
+# Each part, and what it may import of this package apart from itself.
+LOW_PARTS = {
+    "metrics": {"errors"},
+    "pipeline": {"errors"},
+    "records": {"errors"},
+    "label_maps": {"errors", "presets"},
+    "evaluation_tasks": {"errors", "metrics"},
+    "data": {"errors", "images"},
+    "transforms": {"data", "recipes"},
+}
+
+
+@pytest.mark.parametrize("part", LOW_PARTS)
+def test_low_parts_import_nothing_above_them(part: str) -> None:
+    modules = [module for module in FILES if part_of(module) == part]
+    assert modules
+    assert ours(set().union(*(imports(module, at_import=False) for module in modules))) <= LOW_PARTS[part] | {part}
+
+
 @pytest.mark.parametrize("module", [m for m in FILES if part_of(m) not in {"", "cli"}])
 def test_nothing_imports_the_command(module: str) -> None:
     assert "cli" not in ours(imports(module, at_import=False))

@@ -32,7 +32,7 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
         help="folder of class folders, parquet files or Hub id; or imagenet-1k, imagenet-real, imagenet-v2, "
         "imagenet-a, imagenet-r, imagenet-sketch, of which a copy here is imagenet-1k:PATH",
     )
-    verb.add_argument("--runtime", choices=RUNTIMES, help="what runs checkpoints (default: pt); files run in LiteRT")
+    verb.add_argument("--runtime", choices=RUNTIMES, help="what runs checkpoints (default: pt; tflite exports first)")
     verb.add_argument("--split", help="split of the data (default: validation)")
     verb.add_argument(
         "--streaming",

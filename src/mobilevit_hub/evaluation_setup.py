@@ -18,7 +18,7 @@ from .benchmark_sets import BenchmarkSet, label_map, real_labels_of
 from .checkpoints import PLACES, find_checkpoint
 from .data import LabelledImages, Photo, StreamedImages, open_images, public_name, stream_images
 from .errors import InputError, MobileViTHubWarning, NotFoundError
-from .files import json_bytes, sha256_of
+from .files import json_bytes, sha256_of, temporary_folder
 from .json_files import read_json
 from .label_maps import check_imagenet_labels, label_indices
 from .pipeline import check_workers
@@ -120,7 +120,8 @@ def open_model(
         digest, kind = sha256_of(Path(name).expanduser()), "tflite"
     else:
         checkpoint = find_checkpoint(name, **{k: v for k, v in options.items() if k in PLACES})
-        classifier = open_classifier(name, runtime=runtime, **options)
+        opener = _export_and_open if runtime == "tflite" else open_classifier
+        classifier = opener(name, runtime=runtime, **options)
         digest, kind = sha256_of(checkpoint.weights_file), runtime or "pt"
     labels = [str(classifier.labels[i]) for i in range(len(classifier.labels))]
     taking_part = None
@@ -132,6 +133,15 @@ def open_model(
         taking_part = np.array(benchmark.classes) if benchmark.restricted else None
     shown = Path(name).name if is_file else public_name(name)
     return Evaluated(shown, name, kind, classifier, labels, label_of, taking_part, digest)
+
+
+def _export_and_open(name: str, *, runtime: str | None, **options: Any) -> Any:
+    """A checkpoint as a `.tflite` file in fp32, which is read into memory and not kept."""
+    from .conversion import export_tflite
+
+    with temporary_folder() as folder:
+        export_tflite(name, folder / "model.tflite", progress=False, **options)
+        return open_classifier(folder / "model.tflite", runtime=runtime)
 
 
 def truth_by(real: list[list[int]] | None) -> Callable[[Photo], list[int]]:
