@@ -1,8 +1,8 @@
 """The folded network by `kernels.cpp`: built once for this machine, planned for each image size.
 
 Needs a C++ compiler (`CXX`, or `c++`, `g++` or `clang++` on the path) at the first use, for some seconds; the library is
-kept in the user's cache. Computes in float32 on CPUs, for the published structures at image sizes that are multiples of
-64 pixels, where no feature map is odd; `unsupported` says what a network or size lacks.
+kept in the user's cache. Computes in float32 on CPUs, at every image size, for networks of the published structure;
+`unsupported` says what another one has.
 """
 
 from __future__ import annotations
@@ -27,13 +27,11 @@ from .folded import Convolution, FoldedClassifier, Inverted, Linear, Standardise
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 FLAGS = ["-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-fPIC", "-shared", "-pthread"]
-MULTIPLE = 64
-"""Image sides of which all feature maps down to stride 32 are whole patches of 2 × 2."""
 ALIGNMENT = 16
 """Floats from pixel to pixel are a multiple of this, whatever the vectors of the machine hold."""
 MAX_PLANS = 8
 KINDS = (
-    "image", "convolution", "inverted_residual", "attention", "feed_forward", "statistics", "context", "pool",
+    "image", "convolution", "inverted_residual", "attention", "feed_forward", "statistics", "context", "pool", "resize",
 )  # fmt: skip
 ACTIVATIONS = {type(None): 0, nn.SiLU: 1, nn.ReLU: 2}
 NORMS = {"none": 0, "layer": 1, "group": 2}
@@ -180,8 +178,14 @@ class Plan:
 
     def _step(self, kind: str, source: Map | None = None, target: Map | None = None, /, **values: int) -> None:
         if source is not None:
-            values = {"source": source.place, "source_row": source.row, "source_pixel": source.pixel} | values
-            values.setdefault("channels", source.channels)
+            values = {
+                "source": source.place,
+                "source_row": source.row,
+                "source_pixel": source.pixel,
+                "source_height": source.height,
+                "source_width": source.width,
+                "channels": source.channels,
+            } | values
         if target is not None:
             values |= {"target": target.place, "target_row": target.row, "target_pixel": target.pixel}
         chosen = target or source
@@ -269,7 +273,7 @@ class Plan:
         layers = list(network.features)
         for i, layer in enumerate(layers):
             stride = layer.stride if isinstance(layer, Convolution) else _stride(layer)
-            height, width = source.height // stride, source.width // stride
+            height, width = -(-source.height // stride), -(-source.width // stride)
             following = layers[i + 1] if i + 1 < len(layers) else None
             border = int(isinstance(following, Inverted) and following.expand is None)
             if isinstance(layer, Convolution):
@@ -282,6 +286,7 @@ class Plan:
                 target = self._map(height, width, len(layer.fusion.bias), border=border)  # type: ignore[union-attr]
                 self._version_1(layer, source, target)
             else:
+                height, width = even(height), even(width)
                 target = self._map(height, width, len(layer.projection.bias), border=border)
                 self._version_2(layer, source, target)
             source = target
@@ -294,21 +299,31 @@ class Plan:
         self._block(block.downsampling, source, features)
         local = self._map(height, width, channels)
         self._convolution(block.conv_kxk, features, local)
-        wide = len(block.conv_1x1.bias)
-        tokens, other, context = (self._map(height, width, wide) for _ in range(3))
-        qkv = self._map(height, width, 3 * wide)
-        self._convolution(block.conv_1x1, local, tokens, to_tokens=1)
-        counts = {"places": 4, "count": height * width // 4}
+        wide, odd = len(block.conv_1x1.bias), bool(height % 2 or width % 2)
+        size = even(height), even(width)
+        tokens, other, context = (self._map(*size, wide) for _ in range(3))
+        qkv = self._map(*size, 3 * wide)
+        if odd:
+            small = self._map(height, width, wide)
+            self._convolution(block.conv_1x1, local, small)
+            self._step("resize", small, tokens, columns=padded(wide), to_tokens=1)
+        else:
+            self._convolution(block.conv_1x1, local, tokens, to_tokens=1)
+        counts = {"places": 4, "count": size[0] * size[1] // 4}
         for layer in block.layers:
             self._convolution(layer.qkv, tokens, qkv, norm=NORMS["layer"])
             self._step("attention", qkv, context, channels=wide, heads=layer.heads, **counts)
             self._convolution(layer.out, context, other, tokens)
             tokens, other = other, tokens
             self._feed_forward(layer.first, layer.second, tokens, norm=NORMS["layer"], **counts)
+        values = {"from_tokens": 1, "norm": NORMS["layer"]}
         activation = ACTIVATIONS[type(block.activation)]
-        self._convolution(
-            block.projection, tokens, projected, from_tokens=1, norm=NORMS["layer"], activation=activation
-        )
+        if odd:
+            large = self._map(*size, channels)
+            self._convolution(block.projection, tokens, large, **values)
+            self._step("resize", large, projected, columns=padded(channels), activation=activation)
+        else:
+            self._convolution(block.projection, tokens, projected, activation=activation, **values)
         space = padded(channels) - channels
         self._convolution(block.fusion, both, target, space=space)  # type: ignore[arg-type]
 
@@ -329,9 +344,16 @@ class Plan:
 
     def _version_2(self, block: Version2Block, source: Map, target: Map) -> None:
         height, width = target.height, target.width
-        features = self._map(height, width, len(block.downsampling.reduce.bias), border=1)
-        self._block(block.downsampling, source, features)
-        wide = len(block.conv_1x1.bias)
+        channels, wide = len(block.downsampling.reduce.bias), len(block.conv_1x1.bias)
+        features = self._map(height, width, channels, border=1)
+        stride = _stride(block)
+        small = (-(-source.height // stride), -(-source.width // stride))
+        if small == (height, width):
+            self._block(block.downsampling, source, features)
+        else:
+            odd = self._map(*small, channels)
+            self._block(block.downsampling, source, odd)
+            self._step("resize", odd, features, columns=padded(channels), corners=1)
         tokens = self._map(height, width, wide)
         self._inverted(block.conv_kxk, block.conv_1x1, features, tokens, to_tokens=1)
         context = self._map(4, 1, wide)
@@ -357,14 +379,17 @@ class Plan:
         self._convolution(block.projection, tokens, target, from_tokens=1, **group)
 
 
+def even(side: int) -> int:
+    """The next whole number of patches of 2 pixels, in pixels."""
+    return side + side % 2
+
+
 def _stride(layer: nn.Module) -> int:
     return (layer if isinstance(layer, Inverted) else layer.downsampling).depthwise.stride  # type: ignore[union-attr]
 
 
-def unsupported(network: FoldedClassifier, height: int = MULTIPLE, width: int = MULTIPLE) -> str | None:
-    """What the kernels cannot do of a network and image size, in words; None if they can all of it."""
-    if height % MULTIPLE or width % MULTIPLE:
-        return f"{height} × {width} pixels are no multiples of {MULTIPLE}"
+def unsupported(network: FoldedClassifier) -> str | None:
+    """What the kernels cannot do of a network, in words; None if they can all of it."""
     for module in network.modules():
         match module:
             case Convolution():
@@ -385,8 +410,8 @@ def unsupported(network: FoldedClassifier, height: int = MULTIPLE, width: int = 
                 return f"the epsilon of a norm is {module.eps}"
             case Version1Block() if module.patch_size != 2 or module.fusion is None:
                 return "a block has patches of another size than 2, or no fusion"
-            case Version2Block() if module.patch_size != 2 or not module.norm.jointly:
-                return "a block has patches of another size than 2, or another norm"
+            case Version2Block() if module.patch_size != 2 or not module.norm.jointly or module.odd_map != "apple":
+                return "a block has patches of another size than 2, another norm, or odd_map='stock'"
     if network.features[0].weight.shape[1] != 3:
         return "the images have other than 3 channels"
     if np.prod([_stride(layer) for layer in network.features if not isinstance(layer, Convolution)]) != 16:

@@ -144,7 +144,7 @@ static void finish(int64_t rows, float* out, int64_t out_row, const float* bias,
   X(kind) X(height) X(width) X(source) X(source_row) X(source_pixel) X(target) X(target_row) X(target_pixel)    \
   X(channels) X(columns) X(weights) X(bias) X(activation) X(stride) X(segments) X(length) X(other) X(other_row) \
   X(other_pixel) X(norm) X(statistics) X(from_tokens) X(to_tokens) X(hidden) X(second_weights) X(second_bias)   \
-  X(third_weights) X(third_bias) X(places) X(count) X(heads) X(gate)
+  X(third_weights) X(third_bias) X(places) X(count) X(heads) X(gate) X(source_height) X(source_width) X(corners)
 #define X(name) int64_t name;
 struct Step {
   FIELDS
@@ -154,7 +154,7 @@ struct Step {
 static const char* const NAMES = FIELDS;
 #undef X
 
-enum Kind { IMAGE, CONVOLUTION, INVERTED_RESIDUAL, ATTENTION, FEED_FORWARD, STATISTICS, CONTEXT, POOL };
+enum Kind { IMAGE, CONVOLUTION, INVERTED_RESIDUAL, ATTENTION, FEED_FORWARD, STATISTICS, CONTEXT, POOL, RESIZE };
 enum Norm { NO_NORM, LAYER_NORM, GROUP_NORM };
 constexpr float EPSILON = 1e-5f;
 
@@ -289,7 +289,7 @@ static void depthwise(int64_t width, int64_t channels, const float* const rows[3
 // Expansion, depthwise 3x3 and reduction, row by row: the wide map is never there as a whole. Without weights for the
 // expansion the source is the wide map, with a border.
 static void inverted_residual(const Step& s, const Share& share) {
-  const int64_t in_width = s.width * s.stride, in_height = s.height * s.stride, row = (in_width + 2) * s.hidden;
+  const int64_t in_width = s.source_width, row = (in_width + 2) * s.hidden;
   float* wide = scratch(3 * row, 2);
   float* middle = scratch(s.width * s.hidden, 3);
   int64_t ready[3] = {-9, -9, -9};  // which row of the wide map each of the three rows has
@@ -302,7 +302,7 @@ static void inverted_residual(const Step& s, const Share& share) {
       rows[i] = s.weights < 0 ? in - s.source_pixel : out;
       if (s.weights < 0 || ready[slot] == wanted) continue;
       ready[slot] = wanted;
-      if (wanted < 0 || wanted >= in_height) {
+      if (wanted < 0 || wanted >= s.source_height) {
         std::memset(out, 0, row * sizeof(float));
         continue;
       }
@@ -462,9 +462,42 @@ static void pool(const Step& s, const Share& share) {
   }
 }
 
+// The two pixels that a bilinear resize mixes, and the share of the second; PyTorch's rules.
+static void neighbours(int64_t i, int64_t from, int64_t to, bool corners, int64_t* first, int64_t* second, float* share) {
+  const float at = corners ? (to > 1 ? i * ((float)(from - 1) / (to - 1)) : 0)
+                           : std::max(0.0f, (i + 0.5f) * ((float)from / to) - 0.5f);
+  *first = std::min((int64_t)at, from - 1);
+  *second = std::min(*first + 1, from - 1);
+  *share = at - *first;
+}
+
+static void resize(const Step& s, const Share& share) {
+  for (int64_t y = share.start(s.height); y < share.stop(s.height); y++) {
+    int64_t top, bottom;
+    float lower;
+    neighbours(y, s.source_height, s.height, s.corners, &top, &bottom, &lower);
+    const float* rows[2] = {share.arena + s.source + top * s.source_row, share.arena + s.source + bottom * s.source_row};
+    float* out = s.to_tokens ? scratch(s.width * s.columns, 0) : share.arena + s.target + y * s.target_row;
+    const int64_t out_pixel = s.to_tokens ? s.columns : s.target_pixel;
+    for (int64_t x = 0; x < s.width; x++) {
+      int64_t left, right;
+      float farther;
+      neighbours(x, s.source_width, s.width, s.corners, &left, &right, &farther);
+      left *= s.source_pixel, right *= s.source_pixel;
+      for (int64_t c = 0; c < s.columns; c += LANES) {
+        const Vector above = load(rows[0] + left + c) * (1 - farther) + load(rows[0] + right + c) * farther;
+        const Vector below = load(rows[1] + left + c) * (1 - farther) + load(rows[1] + right + c) * farther;
+        store(out + x * out_pixel + c, activate(above * (1 - lower) + below * lower, s.activation));
+      }
+    }
+    if (s.to_tokens) spread(s, share, y, out);
+  }
+}
+
 static void run_step(const Step& step, const Share& share) {
   static void (*const KERNELS[])(const Step&, const Share&) = {image,        convolution, inverted_residual, attention,
-                                                               feed_forward, statistics,  context,           pool};
+                                                               feed_forward, statistics,  context,           pool,
+                                                               resize};
   KERNELS[step.kind](step, share);
 }
 
