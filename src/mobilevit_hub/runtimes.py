@@ -56,7 +56,12 @@ def class_name(model_type: str, task: str) -> str:
 
 
 def from_pretrained(
-    name: str | Path, *, framework: str = "pt", task: str = "image-classification", **options: Any
+    name: str | Path,
+    *,
+    framework: str = "pt",
+    task: str = "image-classification",
+    optimize: bool = False,
+    **options: Any,
 ) -> Any:
     """Opens a checkpoint by name; the class is chosen from the checkpoint.
 
@@ -64,6 +69,8 @@ def from_pretrained(
         name: An alias such as `"mobilevit-s"`, a folder, or a Hub id.
         framework: `"pt"` for PyTorch, `"tf"` for Keras.
         task: `"image-classification"`, `"features"` (no classifier) or `"backbone"` (feature maps).
+        optimize: Whether to return the inference form of a classifier, several times as fast and not to be trained:
+            `model.optimize_for_inference()` in PyTorch, `model.fuse()` in Keras.
         options: As for the class's own `from_pretrained`: `num_labels`, `id2label`, `revision`, …
 
     Returns:
@@ -76,7 +83,10 @@ def from_pretrained(
         200
     """
     config = options.get("config") or load_config(find_checkpoint(name, **_places(options)))
-    return model_class(config.model_type, framework, task).from_pretrained(name, **options)
+    model = model_class(config.model_type, framework, task).from_pretrained(name, **options)
+    if not optimize:
+        return model
+    return model.fuse() if framework == "tf" else model.optimize_for_inference()
 
 
 def _places(options: dict[str, Any]) -> dict[str, Any]:
@@ -178,9 +188,7 @@ class Classifier:
         check_framework(runtime, "runtime")
         self.processor = image_processor(model, **_places(options))
         self.runtime = runtime
-        self.model = from_pretrained(model, framework=runtime, **options)
-        if runtime == "tf":
-            self.model = self.model.fuse()
+        self.model = from_pretrained(model, framework=runtime, optimize=True, **options)
         self.labels: dict[int, str] = self.model.config.id2label
 
     def prepare(self, image: Any) -> np.ndarray:
@@ -194,9 +202,8 @@ class Classifier:
             return softmax(self.model.predict(pixel_values))
         import torch
 
-        with torch.inference_mode():
-            logits = self.model(torch.from_numpy(pixel_values)).logits
-        return logits.float().softmax(dim=-1).numpy()
+        logits = self.model(torch.from_numpy(pixel_values)).logits
+        return logits.softmax(dim=-1).numpy()
 
     def predict(self, images: Iterable[Any], *, top_k: int = 5) -> Iterator[dict[str, Any]]:
         """Classifies images one by one; see `mobilevit_hub.predict` for what is yielded."""

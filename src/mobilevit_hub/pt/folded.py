@@ -33,7 +33,8 @@ class Convolution(nn.Module):
 
     def __init__(self, layer: ConvNormAct) -> None:
         super().__init__()
-        convolution, norm = layer.convolution, layer.normalization
+        convolution: Any = layer.convolution
+        norm: Any = layer.normalization
         weight = convolution.weight.detach().double()
         bias = weight.new_zeros(len(weight)) if convolution.bias is None else convolution.bias.detach().double()
         if norm is not None:
@@ -48,9 +49,7 @@ class Convolution(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Maps `(B, in, H, W)` to `(B, out, H / stride, W / stride)`."""
-        features = F.conv2d(
-            features, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
-        )
+        features = F.conv2d(features, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
         return activate(features, self.activation)
 
 
@@ -80,7 +79,7 @@ def activate(features: Tensor, activation: nn.Module | None) -> Tensor:
     return features if activation is None else activation(features)
 
 
-def arrays_of(layer: Any, norm: nn.Module | None = None) -> tuple[Tensor, Tensor]:
+def arrays_of(layer: Any, norm: Any = None) -> tuple[Tensor, Tensor]:
     """Weight `(out, in)` and bias, in float64, of a linear layer or pointwise convolution and the norm before it."""
     if isinstance(layer, ConvNormAct):
         folded = Convolution(layer)
@@ -96,6 +95,8 @@ def arrays_of(layer: Any, norm: nn.Module | None = None) -> tuple[Tensor, Tensor
 
 class Inverted(nn.Module):
     """Expansion, depthwise convolution and reduction."""
+
+    expand: Convolution | None
 
     def __init__(self, block: InvertedResidual) -> None:
         super().__init__()
@@ -224,6 +225,7 @@ class Version2Block(nn.Module):
         self.layers = nn.ModuleList(Version2Layer(layer) for layer in block.transformer.layer)
         self.norm = Standardise(block.layernorm, jointly=not isinstance(block.layernorm, TokenLayerNorm))
         self.projection = Linear(*arrays_of(block.conv_projection, block.layernorm))
+        self.rest: Tensor
         self.register_buffer("rest", arrays_of(block.conv_projection)[1].float())
         """What the projection makes of the zeros that transformers leaves where no patch fits (`odd_map="stock"`)."""
 
@@ -248,7 +250,7 @@ class Version2Block(nn.Module):
         return whole
 
 
-def _stage(layer: nn.Module) -> list[nn.Module]:
+def _stage(layer: Any) -> list[nn.Module]:
     if isinstance(layer, MobileViTBlock):
         return [Version1Block(layer)]
     if isinstance(layer, MobileViTV2Block):
@@ -266,7 +268,7 @@ class FoldedClassifier(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         backbone = getattr(model, model.base_model_prefix)
-        features = [Convolution(backbone.conv_stem)]
+        features: list[nn.Module] = [Convolution(backbone.conv_stem)]
         for layer in backbone.encoder.layer:
             features += _stage(layer)
         if hasattr(backbone, "conv_1x1_exp"):

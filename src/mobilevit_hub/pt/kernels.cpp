@@ -1,6 +1,6 @@
 // The float32 network of one image as a list of steps, on the vector units of this machine.
 //
-// Built and called by compiled.py; needs a C++17 compiler and nothing else. `run` is the whole interface. A step reads
+// Built and called by kernels.py; needs a C++17 compiler and nothing else. `run` is the whole interface. A step reads
 // and writes maps in an arena of floats, channels last. A map that a 3x3 convolution reads has a border of zeros, which
 // nothing writes, so no kernel knows about padding. The space from pixel to pixel is a multiple of 16 floats; what lies
 // beyond the channels is zero, and stays so, because the weights there are. Several threads share the rows of a step and
@@ -102,7 +102,7 @@ static void panel(const Left& left, const float* right, float* out, int64_t out_
   for (; i < left.rows; i++) block<1, N>(left, i, right, out + i * out_row, out_row);
 }
 
-// Columns are packed in panels of at most three vectors, as equal as can be; compiled.py packs by the same rule.
+// Columns are packed in panels of at most three vectors, as equal as can be; plan.py packs by the same rule.
 struct Panels {
   int64_t count, narrow, wider;
   explicit Panels(int64_t columns) {
@@ -137,7 +137,7 @@ static void finish(int64_t rows, float* out, int64_t out_row, const float* bias,
 
 // --- steps -----------------------------------------------------------------------------------------------------------
 
-// What a step needs; compiled.py reads the names from here. Places are counted in floats from the start of the arena,
+// What a step needs; plan.py reads the names from here. Places are counted in floats from the start of the arena,
 // or of the weights for those that end in `weights` or `bias`; -1 is "none". `row` is the space from row to row of a
 // map, `pixel` that from pixel to pixel.
 #define FIELDS                                                                                                  \
@@ -151,10 +151,9 @@ struct Step {
 };
 #undef X
 #define X(name) #name " "
-static const char* const NAMES = FIELDS;
+static const char* const FIELD_NAMES = FIELDS;
 #undef X
 
-enum Kind { IMAGE, CONVOLUTION, INVERTED_RESIDUAL, ATTENTION, FEED_FORWARD, STATISTICS, CONTEXT, POOL, RESIZE };
 enum Norm { NO_NORM, LAYER_NORM, GROUP_NORM };
 constexpr float EPSILON = 1e-5f;
 
@@ -494,11 +493,18 @@ static void resize(const Step& s, const Share& share) {
   }
 }
 
+// The kinds of steps, a function each; plan.py reads the names from here.
+#define KINDS                                                                                                     \
+  X(image) X(convolution) X(inverted_residual) X(attention) X(feed_forward) X(statistics) X(context) X(pool) X(resize)
+#define X(name) #name " "
+static const char* const KIND_NAMES = KINDS;
+#undef X
+
 static void run_step(const Step& step, const Share& share) {
-  static void (*const KERNELS[])(const Step&, const Share&) = {image,        convolution, inverted_residual, attention,
-                                                               feed_forward, statistics,  context,           pool,
-                                                               resize};
-  KERNELS[step.kind](step, share);
+#define X(name) name,
+  static void (*const FUNCTIONS[])(const Step&, const Share&) = {KINDS};
+#undef X
+  FUNCTIONS[step.kind](step, share);
 }
 
 // --- threads ---------------------------------------------------------------------------------------------------------
@@ -601,7 +607,9 @@ class Crew {
 
 extern "C" {
 
-const char* step_fields() { return NAMES; }
+const char* step_fields() { return FIELD_NAMES; }
+
+const char* step_kinds() { return KIND_NAMES; }
 
 int64_t lanes() { return LANES; }
 

@@ -176,6 +176,28 @@ class HubModel(PreTrainedModel):
                 found=attn_implementation,
             )
 
+    def optimize_for_inference(self, *, dtype: str = "float32", compile: bool | None = None) -> Any:
+        """Makes the inference form of a classifier, several times as fast; this model stays as it is.
+
+        Norms are folded, and on a CPU the whole network runs in C++ that is compiled for its processor: once, in some
+        seconds, where a C++ compiler is found. Without one it runs in plain PyTorch. Its `report` says what was done.
+
+        Args:
+            dtype: `"float32"`, whose logits differ from the model's by rounding only (1e-6 of the largest), or
+                `"bfloat16"`, in plain PyTorch: faster on processors with instructions for it, and less exact.
+            compile: Whether to run in C++; None: where it is possible.
+
+        Returns:
+            An `inference.InferenceModel`: call it with `pixel_values` and take the `logits`.
+
+        Raises:
+            InputError: The model has no classifier, `dtype` is another one, or `compile` is true where it is not
+                possible; the message says why.
+        """
+        from .inference import InferenceModel  # which imports the networks
+
+        return InferenceModel(self, dtype=dtype, compile=compile)
+
     def save_pretrained(  # type: ignore[override]
         self,
         save_directory: str | os.PathLike,

@@ -1,99 +1,21 @@
-"""The folded network by `kernels.cpp`: built once for this machine, planned for each image size.
-
-Needs a C++ compiler (`CXX`, or `c++`, `g++` or `clang++` on the path) at the first use, for some seconds; the library is
-kept in the user's cache. Computes in float32 on CPUs, at every image size, for networks of the published structure;
-`unsupported` says what another one has.
-"""
+"""What `kernels.cpp` is to do for one image size: the steps of a folded network, its weights, places for its maps."""
 
 from __future__ import annotations
 
-import ctypes
-import functools
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
-import threading
-from pathlib import Path
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
-from .folded import Convolution, FoldedClassifier, Inverted, Linear, Standardise, Version1Block, Version2Block
+from .folded import Convolution, Inverted, Linear, Standardise, Version1Block, Version2Block
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
-FLAGS = ["-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-fPIC", "-shared", "-pthread"]
 ALIGNMENT = 16
 """Floats from pixel to pixel are a multiple of this, whatever the vectors of the machine hold."""
-MAX_PLANS = 8
-KINDS = (
-    "image", "convolution", "inverted_residual", "attention", "feed_forward", "statistics", "context", "pool", "resize",
-)  # fmt: skip
 ACTIVATIONS = {type(None): 0, nn.SiLU: 1, nn.ReLU: 2}
 NORMS = {"none": 0, "layer": 1, "group": 2}
 EPSILON = 1e-5
 MAX_THREADS = 64
-
-
-# --------------------------------------------------------------------------------------------------
-# The library
-# --------------------------------------------------------------------------------------------------
-
-
-def compiler() -> str | None:
-    """The C++ compiler of this machine, or None."""
-    names = (os.environ.get("CXX", ""), "c++", "g++", "clang++")
-    return next((found for name in names if name and (found := shutil.which(name))), None)
-
-
-@functools.cache
-def library() -> ctypes.CDLL:
-    """`kernels.cpp`, compiled for this processor; from the cache where it was compiled before.
-
-    Raises:
-        OSError: There is no compiler, or it cannot compile the file; the message says which.
-    """
-    found = compiler()
-    processor = Path("/proc/cpuinfo")
-    flags = [line for line in processor.read_text("utf-8").splitlines() if "flags" in line] if processor.exists() else []
-    made_of = [SOURCE.read_text("utf-8"), *FLAGS, str(found), platform.platform(), *flags[:1]]
-    name = f"kernels-{hashlib.sha256(chr(0).join(made_of).encode()).hexdigest()[:16]}.so"
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mobilevit_hub"
-    file = home / name
-    if not file.exists():
-        if found is None:
-            raise OSError("no C++ compiler: neither CXX nor c++, g++ or clang++ on the path")
-        try:
-            home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError:  # no home, or a full disk: for this process alone
-            home = Path(tempfile.mkdtemp(prefix="mobilevit_hub-"))
-        with tempfile.TemporaryDirectory(dir=home) as folder:
-            made = Path(folder, name)
-            done = subprocess.run(  # noqa: S603 - the user's own compiler on this package's own file
-                [found, *FLAGS, str(SOURCE), "-o", str(made)], capture_output=True, text=True
-            )
-            if done.returncode:
-                raise OSError(f"{found} cannot compile {SOURCE.name}: {' '.join(done.stderr.split())[:300]}")
-            file = home / name
-            made.replace(file)
-    loaded = ctypes.CDLL(str(file))
-    loaded.step_fields.restype = ctypes.c_char_p
-    pointer, integer = ctypes.c_void_p, ctypes.c_int64
-    loaded.run.restype = pointer
-    loaded.run.argtypes = [
-        pointer, pointer, integer, pointer, pointer, integer, pointer, integer, pointer, integer, integer, integer,
-        integer,
-    ]  # fmt: skip
-    return loaded
-
-
-# --------------------------------------------------------------------------------------------------
-# The plan of one image size
-# --------------------------------------------------------------------------------------------------
 
 
 def padded(channels: int) -> int:
@@ -124,11 +46,12 @@ class Plan:
         height: Height of the images in pixels.
         width: Width of the images in pixels.
         lanes: Floats in a vector of this machine.
-        fields: What a step consists of.
+        fields: What a step consists of, in this order.
+        kinds: Names of the kinds of steps, by number.
     """
 
-    def __init__(self, network: FoldedClassifier, height: int, width: int, lanes: int, fields: list[str]) -> None:
-        self.lanes, self.fields = lanes, fields
+    def __init__(self, network: Any, height: int, width: int, lanes: int, fields: list[str], kinds: list[str]) -> None:
+        self.lanes, self.fields, self.kinds = lanes, fields, kinds
         self.steps: list[list[int]] = []
         self.arrays: list[np.ndarray] = []
         self.arena = self.floats = 0
@@ -171,12 +94,12 @@ class Plan:
         count = -(-vectors // 3)
         narrow, wider = divmod(vectors, count)
         starts = [(i * narrow + min(i, wider)) * self.lanes for i in range(count + 1)]
-        parts = [weight[:, start:stop].ravel() for start, stop in zip(starts, starts[1:], strict=False)]
+        parts = [weight[:, start:stop].ravel() for start, stop in pairwise(starts)]
         return self._keep(np.concatenate(parts))
 
     # --- steps
 
-    def _step(self, kind: str, source: Map | None = None, target: Map | None = None, /, **values: int) -> None:
+    def _step(self, kind: str, source: Map | None = None, target: Map | None = None, /, **values: Any) -> None:
         if source is not None:
             values = {
                 "source": source.place,
@@ -188,10 +111,10 @@ class Plan:
             } | values
         if target is not None:
             values |= {"target": target.place, "target_row": target.row, "target_pixel": target.pixel}
-        chosen = target or source
+        chosen: Any = target or source
         values = {"height": chosen.height, "width": chosen.width} | values if chosen is not None else values
-        none = {name: -1 for name in ("weights", "other", "gate", "statistics")}
-        values = {"kind": KINDS.index(kind), "stride": 1, "segments": 1} | none | values
+        none = dict.fromkeys(("weights", "other", "gate", "statistics"), -1)
+        values = {"kind": self.kinds.index(kind), "stride": 1, "segments": 1} | none | values
         self.steps.append([values.get(name, 0) for name in self.fields])
 
     def _convolution(
@@ -201,7 +124,7 @@ class Plan:
         target: Map,
         other: Map | None = None,
         space: int = 0,
-        **values: int,
+        **values: Any,
     ) -> None:
         """A dense convolution or linear layer, after which `other` is added.
 
@@ -233,9 +156,7 @@ class Plan:
             **{"activation": ACTIVATIONS[type(layer.activation)]} | {"stride": getattr(layer, "stride", 1)} | values,
         )
 
-    def _inverted(
-        self, depthwise: Convolution, reduce: Convolution, source: Map, target: Map, **values: int
-    ) -> None:
+    def _inverted(self, depthwise: Convolution, reduce: Convolution, source: Map, target: Map, **values: Any) -> None:
         """The depthwise convolution and what follows it; `values` say what comes before."""
         hidden = len(depthwise.bias)
         taps = depthwise.weight.numpy().reshape(hidden, 9).T
@@ -254,9 +175,9 @@ class Plan:
             **values,
         )
 
-    def _block(self, block: Inverted, source: Map, target: Map) -> None:
+    def _block(self, block: Any, source: Map, target: Map) -> None:
         """An inverted residual."""
-        values: dict[str, int] = {}
+        values: dict[str, Any] = {}
         if block.expand is not None:
             values |= {
                 "weights": self._matrix(block.expand.weight.numpy()[:, :, 0, 0].T),
@@ -266,11 +187,11 @@ class Plan:
             values |= {"other": source.place, "other_row": source.row, "other_pixel": source.pixel}
         self._inverted(block.depthwise, block.reduce, source, target, **values)
 
-    def _network(self, network: FoldedClassifier, height: int, width: int) -> Map:
+    def _network(self, network: Any, height: int, width: int) -> Map:
         image = self._map(height, width, 3, border=1, pixel=3)
         self._step("image", None, image, channels=3)
         source = image
-        layers = list(network.features)
+        layers: list[Any] = list(network.features)
         for i, layer in enumerate(layers):
             stride = layer.stride if isinstance(layer, Convolution) else _stride(layer)
             height, width = -(-source.height // stride), -(-source.width // stride)
@@ -283,7 +204,8 @@ class Plan:
                 target = self._map(height, width, len(layer.reduce.bias), border=border)
                 self._block(layer, source, target)
             elif isinstance(layer, Version1Block):
-                target = self._map(height, width, len(layer.fusion.bias), border=border)  # type: ignore[union-attr]
+                channels = len(layer.fusion.bias)  # type: ignore[union-attr]
+                target = self._map(height, width, channels, border=border)
                 self._version_1(layer, source, target)
             else:
                 height, width = even(height), even(width)
@@ -292,7 +214,7 @@ class Plan:
             source = target
         return source
 
-    def _version_1(self, block: Version1Block, source: Map, target: Map) -> None:
+    def _version_1(self, block: Any, source: Map, target: Map) -> None:
         height, width, channels = target.height, target.width, target.channels
         both = self._map(height, width, 2 * channels, border=1, pixel=2 * padded(channels))
         features, projected = both.after(channels, 0), both.after(channels, padded(channels))
@@ -316,7 +238,7 @@ class Plan:
             self._convolution(layer.out, context, other, tokens)
             tokens, other = other, tokens
             self._feed_forward(layer.first, layer.second, tokens, norm=NORMS["layer"], **counts)
-        values = {"from_tokens": 1, "norm": NORMS["layer"]}
+        values: dict[str, Any] = {"from_tokens": 1, "norm": NORMS["layer"]}
         activation = ACTIVATIONS[type(block.activation)]
         if odd:
             large = self._map(*size, channels)
@@ -325,9 +247,9 @@ class Plan:
         else:
             self._convolution(block.projection, tokens, projected, activation=activation, **values)
         space = padded(channels) - channels
-        self._convolution(block.fusion, both, target, space=space)  # type: ignore[arg-type]
+        self._convolution(block.fusion, both, target, space=space)
 
-    def _feed_forward(self, first: Linear, second: Linear, tokens: Map, **values: int) -> None:
+    def _feed_forward(self, first: Linear, second: Linear, tokens: Map, **values: Any) -> None:
         self._step(
             "feed_forward",
             tokens,
@@ -342,7 +264,7 @@ class Plan:
             **values,
         )
 
-    def _version_2(self, block: Version2Block, source: Map, target: Map) -> None:
+    def _version_2(self, block: Any, source: Map, target: Map) -> None:
         height, width = target.height, target.width
         channels, wide = len(block.downsampling.reduce.bias), len(block.conv_1x1.bias)
         features = self._map(height, width, channels, border=1)
@@ -359,7 +281,7 @@ class Plan:
         context = self._map(4, 1, wide)
         moments = self._map(MAX_THREADS, 1, 3, pixel=3)
         counts = {"places": 4, "count": height * width // 4, "statistics": moments.place}
-        group = {"norm": NORMS["group"], **counts}
+        group: dict[str, Any] = {"norm": NORMS["group"], **counts}
         for layer in block.layers:
             self._step("statistics", tokens, **counts)
             self._step(
@@ -384,11 +306,11 @@ def even(side: int) -> int:
     return side + side % 2
 
 
-def _stride(layer: nn.Module) -> int:
-    return (layer if isinstance(layer, Inverted) else layer.downsampling).depthwise.stride  # type: ignore[union-attr]
+def _stride(layer: Any) -> int:
+    return (layer if isinstance(layer, Inverted) else layer.downsampling).depthwise.stride
 
 
-def unsupported(network: FoldedClassifier) -> str | None:
+def unsupported(network: Any) -> str | None:
     """What the kernels cannot do of a network, in words; None if they can all of it."""
     for module in network.modules():
         match module:
@@ -417,63 +339,3 @@ def unsupported(network: FoldedClassifier) -> str | None:
     if np.prod([_stride(layer) for layer in network.features if not isinstance(layer, Convolution)]) != 16:
         return "the output stride is below 32"
     return None
-
-
-# --------------------------------------------------------------------------------------------------
-# Running it
-# --------------------------------------------------------------------------------------------------
-
-
-class Kernels:
-    """A folded network that runs in C++. Calls from several Python threads take turns.
-
-    Args:
-        network: The folded network, of which `unsupported` says nothing.
-
-    Raises:
-        OSError: As `library`.
-    """
-
-    def __init__(self, network: FoldedClassifier) -> None:
-        self.network, self._library = network, library()
-        self._lock = threading.Lock()
-        self._plan = functools.lru_cache(MAX_PLANS)(self._make_plan)
-        self._arenas: dict[tuple[int, int], np.ndarray] = {}
-        self._crews: dict[tuple[int, int], int] = {}
-
-    def _make_plan(self, height: int, width: int) -> Plan:
-        fields = self._library.step_fields().decode().split()
-        return Plan(self.network, height, width, int(self._library.lanes()), fields)
-
-    def __call__(self, pixel_values: Tensor) -> Tensor:
-        """Maps images `(B, 3, H, W)` to logits `(B, num_labels)`, with as many threads as PyTorch would use."""
-        images = pixel_values.contiguous()
-        threads = min(torch.get_num_threads(), MAX_THREADS)
-        with self._lock:
-            plan = self._plan(*images.shape[2:])
-            logits = torch.empty((len(images), plan.labels))
-            arenas = self._arenas_of(images.shape[2:], plan, threads if len(images) >= threads else 1)
-            crew = os.getpid(), threads  # threads do not outlive a fork
-            self._crews[crew] = self._library.run(
-                self._crews.get(crew),
-                plan.table.ctypes.data,
-                len(plan.table),
-                plan.weights.ctypes.data,
-                arenas.ctypes.data,
-                plan.arena,
-                images.data_ptr(),
-                images[0].numel(),
-                logits.data_ptr(),
-                plan.labels,
-                plan.result,
-                len(images),
-                threads,
-            )
-        return logits
-
-    def _arenas_of(self, size: Any, plan: Plan, count: int) -> np.ndarray:
-        """Arenas of one image size, kept from call to call: their borders are zero once and stay so."""
-        key = (int(size[0]), int(size[1]))
-        if key not in self._arenas or len(self._arenas[key]) < count:
-            self._arenas = {key: np.zeros((count, plan.arena), np.float32)}  # of the latest size only
-        return self._arenas[key]
