@@ -103,11 +103,11 @@ def write_onnx(network: str, folder: Path, size: int) -> Path:
     import torch
 
     from mobilevit_hub.pt import MobileViTForImageClassification, MobileViTV2ForImageClassification
-    from mobilevit_hub.pt.inference import folded_module
+    from mobilevit_hub.pt.folded import FoldedClassifier
 
     print(f"{network}: making folded.onnx …", file=sys.stderr, flush=True)
     cls = MobileViTV2ForImageClassification if "v2" in network else MobileViTForImageClassification
-    module, out = folded_module(cls.from_pretrained(folder)), folder / "folded.onnx"
+    module, out = FoldedClassifier(cls.from_pretrained(folder)).eval(), folder / "folded.onnx"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter about itself
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)

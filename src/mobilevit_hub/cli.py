@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from . import __version__, commands, evaluation_command
+from . import __version__, commands, evaluation_command, list_command
 from .architecture import FRAMEWORKS, PRECISIONS, RUNTIMES, TFLITE_INPUTS, TFLITE_OUTPUTS
 from .errors import InputError, MobileViTHubError, MobileViTHubWarning
 
@@ -106,11 +106,11 @@ def build_parser() -> argparse.ArgumentParser:
     verb = _verb(
         verbs,
         "list",
-        commands.list_command,
-        "List the published checkpoints.",
-        "mobilevit-hub list --task image-classification",
+        list_command.list_command,
+        "List the published checkpoints, or those that are fast and small enough.",
+        list_command.EXAMPLES,
     )
-    verb.add_argument("--task", help="only checkpoints of this task")
+    list_command.add_arguments(verb)
 
     verb = _verb(
         verbs,

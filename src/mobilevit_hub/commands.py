@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError, ExportError, InputError
+from .list_command import preset_record
 
 
 def plain_text(text: str) -> str:
@@ -24,7 +25,7 @@ def hub_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in ("revision", "cache_dir", "local_files_only")}
 
 
-def _print_table(rows: list[list[str]]) -> None:
+def print_table(rows: list[list[str]]) -> None:
     """Prints rows in aligned columns; the first row is the head."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
@@ -36,37 +37,6 @@ def _print_table(rows: list[list[str]]) -> None:
 # --------------------------------------------------------------------------------------------------
 
 
-def list_command(arguments: argparse.Namespace) -> int:
-    """Prints the presets table."""
-    from .presets import list_presets
-
-    presets = list_presets(arguments.task)
-    if arguments.json:
-        print(json.dumps([_preset_record(p) for p in presets], indent=2))
-        return 0
-    head = ["name", "task", "data", "params", "MACs", "score", "pixels", "loads"]
-    rows = [
-        [
-            p.name,
-            p.task,
-            p.dataset,
-            f"{p.params / 1e6:.2f} M",
-            f"{p.macs / 1e9:.2f} G" if p.macs else "–",
-            f"{p.score:.1f} {p.metric}" if p.score is not None else "–",
-            str(p.resolution),
-            "yes" if p.loadable else "no file" if p.task == "image-classification" else "not yet",
-        ]
-        for p in presets
-    ]
-    _print_table([head, *rows])
-    return 0
-
-
-def _preset_record(preset: Any) -> dict[str, Any]:
-    names = [f.name for f in fields(preset)] + ["resolution", "hub_id", "hub_format", "unavailable"]
-    return {name: getattr(preset, name) for name in names}
-
-
 def info_command(arguments: argparse.Namespace) -> int:
     """Prints the record of a checkpoint and what its files say, as far as they are here or asked for."""
     from .presets import find_preset, get_preset
@@ -76,7 +46,7 @@ def info_command(arguments: argparse.Namespace) -> int:
     is_folder = preset is None and Path(name).expanduser().is_dir()
     if preset is None and not is_folder and "/" not in name:
         get_preset(name)  # raises, with the nearest names
-    record: dict[str, Any] = {"name": name} if preset is None else _preset_record(preset)
+    record: dict[str, Any] = {"name": name} if preset is None else preset_record(preset)
     if preset is not None and "/" in name:
         own = "config.json" if name.lower().startswith("timm/") else "preprocessor_config.json"
         record["note"] = (
@@ -276,7 +246,7 @@ def export_command(arguments: argparse.Namespace) -> int:
     from .conversion.tflite.report import comparison_table, report_lines
 
     if arguments.all_precisions:
-        _print_table(comparison_table(exports))
+        print_table(comparison_table(exports))
         names = [Path(arguments.output).with_suffix(ending) for ending in (".md", ".png")]
     else:
         print("\n".join(map(plain_text, report_lines(exports[0]))))
