@@ -86,7 +86,7 @@ setup(
     python_requires=">=3.11",
     package_dir=ROOTS,
     packages=PACKAGES,
-    package_data={NAME: ["assets/**", "py.typed"]},
+    package_data={NAME: ["assets/**", "pt/kernels.cpp", "py.typed"]},
     install_requires=BASE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": [f"{NAME.replace('_', '-')} = {NAME}.cli:main"]},

@@ -49,7 +49,7 @@ class InferenceModel:
             raise InputError(f"dtype is {dtype!r}; expected float32 or bfloat16.", field="dtype", found=dtype)
         self.config, self.dtype = model.config, DTYPES[name]
         device = self._device = next(model.parameters()).device
-        self.network = FoldedClassifier(model).eval().to(device)
+        self.network = FoldedClassifier(model).to(device)
         self.report = [
             "every BatchNorm in the convolution before it, scale and shift of every norm in the linear layer after it",
             "query, key and value in one product"
@@ -69,7 +69,7 @@ class InferenceModel:
         if compile:
             raise InputError(f"compile is True, but {reason}.", field="compile", found=compile)
         if self.dtype is not torch.float32:
-            self._plain = FoldedClassifier(model).eval().to(device, self.dtype)
+            self._plain = FoldedClassifier(model).to(device, self.dtype)
         else:
             self._plain = self.network
         self.report.append(f"plain PyTorch, channels_last, {AT_ONCE} images at a time on a CPU, since {reason}")

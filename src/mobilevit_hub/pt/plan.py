@@ -195,7 +195,8 @@ class Plan:
         for i, layer in enumerate(layers):
             stride = layer.stride if isinstance(layer, Convolution) else _stride(layer)
             height, width = -(-source.height // stride), -(-source.width // stride)
-            following = layers[i + 1] if i + 1 < len(layers) else None
+            following = getattr(layers[i + 1], "downsampling", layers[i + 1]) if i + 1 < len(layers) else None
+            # Without an expansion the depthwise convolution reads this map.
             border = int(isinstance(following, Inverted) and following.expand is None)
             if isinstance(layer, Convolution):
                 target = self._map(height, width, len(layer.bias), border=border)
