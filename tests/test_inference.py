@@ -108,16 +108,17 @@ def test_plain_pytorch_computes_what_the_model_computes(version, fields, height,
 
 
 @needs_compiler
-@pytest.mark.parametrize("threads", [1, 2, 3, 5])
-@pytest.mark.parametrize("count", [1, 2, 4, 7])
 @pytest.mark.parametrize("version", [1, 2])
-def test_no_number_of_threads_or_images_changes_a_logit(version, count, threads):
-    model = build(version, {})
-    optimized, pixels = model.optimize_for_inference(compile=True), images(count, 96, 64)
-    torch.set_num_threads(threads)
-    got = optimized(pixels).logits
-    assert parts(got, logits(model, pixels)) < 1e-5
-    assert torch.equal(optimized(pixels).logits, got)
+def test_no_number_of_threads_or_images_changes_a_bit(version):
+    model, pixels = build(version, {}), images(7, 96, 64)
+    optimized = model.optimize_for_inference(compile=True)
+    torch.set_num_threads(1)
+    alone = torch.cat([optimized(image).logits for image in pixels.split(1)])
+    assert parts(alone, logits(model, pixels)) < 1e-5
+    for threads in (1, 2, 3, 5, 70):
+        torch.set_num_threads(threads)
+        for count in (1, 2, 4, 7):
+            assert torch.equal(optimized(pixels[:count]).logits, alone[:count]), (threads, count)
 
 
 @needs_compiler

@@ -247,7 +247,14 @@ def settings_of(models: list[Evaluated], photos: LabelledImages | StreamedImages
     return {
         "version": __version__,
         "models": [
-            {"name": m.name, "runtime": m.runtime, "sha256": m.sha256, "preparation": m.preparation()} for m in models
+            {
+                "name": m.name,
+                "runtime": m.runtime,
+                "sha256": m.sha256,
+                "preparation": m.preparation(),
+                "compiled": getattr(getattr(m.classifier, "model", None), "compiled", None),  # rounds in its own way
+            }
+            for m in models
         ],
         "data": photos.digest(),
         "photos": len(photos) if isinstance(photos, LabelledImages) else "streamed",

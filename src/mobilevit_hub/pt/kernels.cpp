@@ -193,13 +193,16 @@ static void image(const Step& s, const Share& share) {
   }
 }
 
-// Mean and 1 / deviation of the whole map, from what each part has left in the statistics.
+// Mean and 1 / deviation of the whole map, from what was found of each chunk of the tokens. The chunks are the same for
+// any number of threads, and so is everything that comes of them.
+constexpr int64_t CHUNKS = 16;
+
 static void group_moments(const Step& s, const Share& share, float* mean, float* scale) {
   const float* found = share.arena + s.statistics;
   double total = 0, middle = 0, squares = 0;
-  for (int64_t i = 0; i < share.parts; i++) total += found[3 * i], middle += (double)found[3 * i] * found[3 * i + 1];
+  for (int64_t i = 0; i < CHUNKS; i++) total += found[3 * i], middle += (double)found[3 * i] * found[3 * i + 1];
   middle /= total;
-  for (int64_t i = 0; i < share.parts; i++) {
+  for (int64_t i = 0; i < CHUNKS; i++) {
     const double away = found[3 * i + 1] - middle;
     squares += found[3 * i + 2] + found[3 * i] * away * away;
   }
@@ -408,17 +411,20 @@ static void feed_forward(const Step& s, const Share& share) {
   }
 }
 
-// Count, mean and sum of squared deviations of this part of the tokens.
+// Count, mean and sum of squared deviations of each chunk of the tokens.
 static void statistics(const Step& s, const Share& share) {
-  const int64_t tokens = s.places * s.count, start = share.start(tokens), stop = share.stop(tokens);
-  double total = 0, squares = 0;
-  for (int64_t i = start; i < stop; i++) total += sum_of(share.arena + s.source + i * s.source_pixel, s.channels);
-  const int64_t values = (stop - start) * s.channels;
-  const float mean = values ? (float)(total / values) : 0;
-  for (int64_t i = start; i < stop; i++)
-    squares += squares_of(share.arena + s.source + i * s.source_pixel, s.channels, mean);
-  float* out = share.arena + s.statistics + 3 * share.part;
-  out[0] = (float)values, out[1] = mean, out[2] = (float)squares;
+  const int64_t tokens = s.places * s.count;
+  for (int64_t chunk = share.start(CHUNKS); chunk < share.stop(CHUNKS); chunk++) {
+    const int64_t start = tokens * chunk / CHUNKS, stop = tokens * (chunk + 1) / CHUNKS;
+    double total = 0, squares = 0;
+    for (int64_t i = start; i < stop; i++) total += sum_of(share.arena + s.source + i * s.source_pixel, s.channels);
+    const int64_t values = (stop - start) * s.channels;
+    const float mean = values ? (float)(total / values) : 0;
+    for (int64_t i = start; i < stop; i++)
+      squares += squares_of(share.arena + s.source + i * s.source_pixel, s.channels, mean);
+    float* out = share.arena + s.statistics + 3 * chunk;
+    out[0] = (float)values, out[1] = mean, out[2] = (float)squares;
+  }
 }
 
 // Context vector of each place (version 2): the tokens' mean by the softmax of their scores, then projected as the key.

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from .folded import FoldedClassifier
-from .plan import MAX_THREADS, Plan
+from .plan import Plan
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 FLAGS = ["-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-fPIC", "-shared", "-pthread"]
-MAX_PLANS = 8
+MAX_PLANS, MAX_THREADS = 8, 64
 
 
 def compiler() -> str | None:

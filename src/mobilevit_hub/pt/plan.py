@@ -15,7 +15,6 @@ ALIGNMENT = 16
 ACTIVATIONS = {type(None): 0, nn.SiLU: 1, nn.ReLU: 2}
 NORMS = {"none": 0, "layer": 1, "group": 2}
 EPSILON = 1e-5
-MAX_THREADS = 64
 
 
 def padded(channels: int) -> int:
@@ -280,7 +279,7 @@ class Plan:
         tokens = self._map(height, width, wide)
         self._inverted(block.conv_kxk, block.conv_1x1, features, tokens, to_tokens=1)
         context = self._map(4, 1, wide)
-        moments = self._map(MAX_THREADS, 1, 3, pixel=3)
+        moments = self._map(1, 16, 3, pixel=3)  # of each of CHUNKS
         counts = {"places": 4, "count": height * width // 4, "statistics": moments.place}
         group: dict[str, Any] = {"norm": NORMS["group"], **counts}
         for layer in block.layers:
