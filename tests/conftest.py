@@ -30,6 +30,7 @@ os.environ.update(
     HF_HUB_DISABLE_PROGRESS_BARS="1",
     MPLBACKEND="Agg",
     MPLCONFIGDIR=os.path.join(_HOME, "matplotlib"),  # noqa: PTH118
+    XDG_CACHE_HOME=os.path.join(_HOME, "cache"),  # noqa: PTH118 - the compiled kernels
 )
 
 

@@ -172,12 +172,12 @@ def test_wheel_and_sdist_hold_the_same_files_as_the_sources(wheel: Path, sdist: 
     assert assets
 
     assert sources <= set(names_in(sdist))
-    assert {f"src/{PACKAGE}/{name}" for name in [*assets, "py.typed"]} <= set(names_in(sdist))
+    assert {f"src/{PACKAGE}/{name}" for name in [*assets, "py.typed", "pt/kernels.cpp"]} <= set(names_in(sdist))
 
     modules = {name.replace(".", "/") for name in MODULES}
     inside = {re.sub(r"(/__init__)?\.py$", "", name) for name in names_in(wheel) if name.endswith(".py")}
     assert inside == modules
-    assert {f"{PACKAGE}/{name}" for name in [*assets, "py.typed"]} <= set(names_in(wheel))
+    assert {f"{PACKAGE}/{name}" for name in [*assets, "py.typed", "pt/kernels.cpp"]} <= set(names_in(wheel))
     assert sorted(names_in(wheel)) == sorted(names_in(wheel_of_sdist))
 
 
