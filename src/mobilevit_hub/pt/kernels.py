@@ -96,11 +96,16 @@ class Kernels:
     def __init__(self, network: FoldedClassifier) -> None:
         self.network, self._library = network, library()
         self._plan = functools.lru_cache(MAX_PLANS)(self._make_plan)
+        self._weights: np.ndarray | None = None
         self._arenas: dict[tuple[int, int], np.ndarray] = {}
 
     def _make_plan(self, height: int, width: int) -> Plan:
         fields, kinds = (names().decode().split() for names in (self._library.step_fields, self._library.step_kinds))
-        return Plan(self.network, height, width, int(self._library.lanes()), fields, kinds)
+        plan = Plan(self.network, height, width, int(self._library.lanes()), fields, kinds)
+        if self._weights is None:
+            self._weights = plan.weights
+        plan.weights = self._weights  # the same at every size
+        return plan
 
     def __call__(self, pixel_values: Tensor) -> Tensor:
         """Maps images `(B, 3, H, W)` to logits `(B, num_labels)`, with as many threads as PyTorch would use."""
