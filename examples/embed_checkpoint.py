@@ -1,9 +1,10 @@
 """Puts a trained checkpoint into the package: fp16 weights, measured again as they are shipped, with its card.
 
-    python examples/embed_checkpoint.py runs/mobilevit-xxs-tiny-imagenet tiny-imagenet/ mobilevit-xxs-tiny-imagenet
+    python examples/embed_checkpoint.py runs/mobilevit-xxs-tiny-imagenet tiny-imagenet/ mobilevit-xxs-tiny-imagenet 10
 
 Arguments: output folder of `mobilevit-hub train`, the data set it was trained on, name of the embedded
-checkpoint. The row of `presets.py` (score, size) is to be brought in line; a test compares the two.
+checkpoint, and the epochs of the checkpoint that the run started from, for the card. The row of
+`presets.py` (score, size) is to be brought in line; a test compares the two.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ def main() -> int:
     hits = np.concatenate(best) == photos.labels[:, None]
 
     log = json.loads((run / "training_log.json").read_text("utf-8"))
+    log |= {"earlier_epochs": int(sys.argv[4]) if len(sys.argv) > 4 else 0}
     log |= {"top1": float(hits[:, 0].mean()), "top5": float(hits.any(axis=1).mean()), "count": len(photos)}
     card = training_card(log, model.config).replace(
         "\nPreprocessing stands in",

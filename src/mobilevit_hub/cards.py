@@ -14,6 +14,7 @@ from typing import Any
 
 from .errors import ConfigError
 from .presets import Preset
+from .recipes import parse_size_schedule
 from .saving import CARD_FILE
 
 _METRICS = {"top1": ("accuracy", "top-1"), "mean_iou": ("mean_iou", "mean IoU"), "map": ("map", "mAP")}
@@ -257,11 +258,19 @@ def _preprocessing_text(processor: Any) -> str:
     return f"{text[0].upper()}{text[1:]}; no mean is subtracted, no standard deviation divides."
 
 
+def _epochs(log: dict[str, Any]) -> str:
+    """Passes over the photos, with those of the checkpoint that a run went on from, where they are known."""
+    recipe = log["recipe"]
+    schedule = recipe["size_schedule"]
+    own, earlier = len(parse_size_schedule(schedule)) if schedule else recipe["epochs"], log.get("earlier_epochs", 0)
+    return f"{earlier + own}: {earlier} of the checkpoint it started from and {own} more" if earlier else str(own)
+
+
 def training_card(log: dict[str, Any], config: Any) -> str:
     """The model card of a trained checkpoint: data, recipe, command, time, machine, scores.
 
     Args:
-        log: Content of `training_log.json`.
+        log: Content of `training_log.json`, and `earlier_epochs`, those of the checkpoint it started from.
         config: The network's config.
     """
     from huggingface_hub import EvalResult
@@ -285,6 +294,7 @@ def training_card(log: dict[str, Any], config: Any) -> str:
         ("measured on", f"{log['count']:,} validation photos"),
         ("classes", f"{config.num_labels}: {shown}" + " …" * (config.num_labels > 8)),
         ("trained on", f"{log['train_count']:,} photos of {log['data']}, {log['steps']:,} steps"),
+        ("epochs", _epochs(log)),
         ("started from", "random weights" if log["from_scratch"] else f"the checkpoint {log['model']}"),
         ("time and machine", f"{log['seconds'] / 60:.0f} minutes on {log['machine']}"),
         ("changed config fields", ", ".join(f"{k}={v}" for k, v in log["config"].items()) or "none"),

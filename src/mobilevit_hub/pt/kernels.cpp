@@ -547,12 +547,13 @@ struct Job {
   int64_t arena, image, result, result_place, images, threads;
 };
 
-static void compute(const Job& job, Barrier& barrier, int64_t thread) {
+// Each thread takes an image after the other; those that are left, fewer than threads, are computed together.
+static void compute(const Job& job, std::atomic<int64_t>& next, Barrier& barrier, int64_t thread) {
   const int64_t together = job.images % job.threads;
   auto finish_image = [&](int64_t i, const float* arena) {
     std::memcpy(job.output + i * job.result, arena + job.result_place, job.result * sizeof(float));
   };
-  for (int64_t i = thread; i < job.images - together; i += job.threads) {
+  for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < job.images - together;) {
     float* arena = job.arenas + thread * job.arena;
     const Share share{job.weights, job.input + i * job.image, arena, nullptr, 0, 1};
     for (int64_t s = 0; s < job.count; s++) run_step(job.steps[s], share);
@@ -575,9 +576,9 @@ class Crew {
   std::mutex lock;
   std::condition_variable called;
   std::vector<std::thread> threads;
-  std::atomic<int64_t> calls{0};
+  std::atomic<int64_t> calls{0}, next{0};
   Job job{};
-  Barrier start_barrier, barrier;
+  Barrier end_barrier, barrier;
 
   void serve(int64_t thread) {
     for (int64_t seen = 0;;) {
@@ -588,8 +589,8 @@ class Crew {
         called.wait(held, [&] { return calls.load() != seen; });
         seen = calls.load();
       }
-      if (thread < job.threads) compute(job, barrier, thread);
-      start_barrier.wait((int64_t)threads.size() + 1);
+      if (thread < job.threads) compute(job, next, barrier, thread);
+      end_barrier.wait((int64_t)threads.size() + 1);
     }
   }
 
@@ -603,11 +604,12 @@ class Crew {
     {
       std::unique_lock<std::mutex> held(lock);
       job = what;
+      next.store(0, std::memory_order_relaxed);
       calls.fetch_add(1, std::memory_order_release);
     }
     called.notify_all();
-    compute(job, barrier, 0);
-    start_barrier.wait(size());
+    compute(job, next, barrier, 0);
+    end_barrier.wait(size());
   }
 };
 
@@ -626,8 +628,9 @@ void* run(void* crew, const Step* steps, int64_t count, const float* weights, fl
           int64_t threads) {
   const Job job{steps, count, weights, input, arenas, output, arena, image, result, result_place, images, threads};
   if (threads == 1) {
+    std::atomic<int64_t> next{0};
     Barrier barrier;
-    compute(job, barrier, 0);
+    compute(job, next, barrier, 0);
     return crew;
   }
   if (!crew) crew = new Crew(threads);
