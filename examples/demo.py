@@ -26,7 +26,7 @@ def main() -> int:
     paths = [Path(p) for p in sys.argv[1:]] or sorted((Path(__file__).parent / "photos").glob("*.jpg"))
     started = time.perf_counter()
     classifier = Classifier(MODEL)
-    print(f"{MODEL}: {classifier.model.num_parameters():,} parameters, opened in {time.perf_counter() - started:.1f} s")
+    print(f"{MODEL}: {mh.get_preset(MODEL).params:,} parameters, opened in {time.perf_counter() - started:.1f} s")
     list(classifier.predict(paths[:1]))  # the first image pays for memory and kernels
 
     results = list(classifier.predict(paths, top_k=3))

@@ -98,7 +98,7 @@ def evaluate(
     Example:
         >>> results = evaluate("mobilevit-xxs-tiny-imagenet", "tiny-imagenet/")  # doctest: +SKIP
         >>> results["metrics"]["top1"]  # doctest: +SKIP
-        0.3565
+        0.4164
     """
     task = CLASSIFICATION
     several = isinstance(models, list | tuple)

@@ -30,7 +30,7 @@ def percent(value: float | None, digits: int = 2) -> str:
 
 
 def with_interval(result: dict[str, Any], metric: str) -> str:
-    """A score with its 95 % interval: `"35.65 % (34.72 to 36.59)"`."""
+    """A score with its 95 % interval: `"41.64 % (40.68 to 42.61)"`."""
     low, high = result["intervals"][metric]
     return f"{percent(result['metrics'][metric])} ({100 * low:.2f} to {100 * high:.2f})"
 
