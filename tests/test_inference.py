@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from networks import MODELS, images, logits, tiny, to_torch
+from networks import MODELS, images, logits, tiny, tiny_config, to_torch
 from torch import nn
 
 import mobilevit_hub as mh
@@ -18,6 +18,7 @@ from mobilevit_hub.configuration import config_from_dict
 from mobilevit_hub.errors import InputError
 from mobilevit_hub.pt import folded, kernels
 from mobilevit_hub.pt.inference import AT_ONCE, InferenceModel
+from mobilevit_hub.pt.mobilevit import TransformerLayer
 
 pytestmark = pytest.mark.torch
 needs_compiler = pytest.mark.skipif(kernels.compiler() is None, reason="needs a C++ compiler")
@@ -170,14 +171,45 @@ def test_a_forked_process_has_threads_of_its_own():
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=120)
 
 
-@pytest.mark.parametrize("version", [1, 2])
-def test_bfloat16_is_near_float32(version):
-    model = build(version, {})
-    optimized, pixels = model.optimize_for_inference(dtype="bfloat16"), images(3, 96, 64)
-    got = optimized(pixels).logits
-    assert got.dtype == torch.float32
-    assert 1e-5 < parts(got, logits(model, pixels)) < 0.1
-    assert "bfloat16" in optimized.report[-1]
+@pytest.mark.parametrize("compile", [None, False])
+@pytest.mark.parametrize(("version", "fields"), TAKEN)
+def test_bfloat16_is_near_float32(version, fields, compile):
+    model = build(version, fields)
+    optimized = model.optimize_for_inference(dtype="bfloat16", compile=compile)
+    for height, width in SIZES[:3]:
+        pixels = images(3, height, width)
+        got = optimized(pixels).logits
+        assert got.dtype == torch.float32
+        assert 1e-5 < parts(got, logits(model, pixels)) < 0.1
+    assert ("products of bfloat16" if optimized.compiled else "plain PyTorch") in optimized.report[-1]
+
+
+def test_bfloat16_and_float32_in_turn_do_not_disturb_each_other():
+    model, pixels = build(1, {}), images(5, 64, 96)
+    expected = logits(model, pixels)
+    cases = [
+        (model.optimize_for_inference(dtype=dtype, compile=compile), tolerance)
+        for dtype, tolerance in (("float32", 1e-5), ("bfloat16", 0.03))
+        for compile in (None, False)
+    ]
+    for form, tolerance in [*cases, *cases[::-1], *cases]:
+        assert parts(form(pixels).logits, expected) < tolerance
+
+
+@needs_compiler
+@pytest.mark.parametrize("shift", [0.7, 21.0])
+def test_tokens_that_are_nearly_constant_keep_their_digits(shift):
+    model = tiny(1, hidden_sizes=[20, 28, 36], num_attention_heads=4)
+    with torch.no_grad():
+        for layer in model.modules():
+            if isinstance(layer, TransformerLayer):
+                layer.attention.output.dense.weight.mul_(1e-3)
+                layer.attention.output.dense.bias.fill_(shift)
+    pixels = images(2, 96, 96)
+    expected = logits(model, pixels.double())  # float64
+    own = logits(model.float(), pixels)
+    ours = model.optimize_for_inference(compile=True)(pixels).logits
+    assert parts(ours, expected) < max(1e-5, 4 * parts(own, expected))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -328,8 +360,6 @@ def test_bad_options_are_refused():
     model = build(1, {})
     with pytest.raises(InputError, match="dtype is 'int8'"):
         model.optimize_for_inference(dtype="int8")
-    with pytest.raises(InputError, match="bfloat16"):
-        model.optimize_for_inference(dtype="bfloat16", compile=True)
     with pytest.raises(InputError, match="models with a classifier"):
         model.mobilevit.optimize_for_inference()
 
@@ -349,6 +379,59 @@ def test_a_large_batch_is_computed_a_few_images_at_a_time(monkeypatch):
     monkeypatch.setattr(folded.FoldedClassifier, "forward", lambda self, x: (sizes.append(len(x)), forward(self, x))[1])
     assert len(optimized(images(5, 64, 64)).logits) == 5
     assert sizes == [AT_ONCE, AT_ONCE, 1]
+
+
+@needs_compiler
+def test_channels_that_do_not_fit_are_refused_as_by_the_model():
+    model = build(1, {"expand_ratio": 1.0, "neck_hidden_sizes": [8, 12, 16, 16, 24, 24, 32]})
+    with pytest.raises(RuntimeError):
+        logits(model, images(1, 64, 64))
+    with pytest.raises(InputError, match="expand_ratio is 1, but 12 channels"):
+        model.optimize_for_inference()(images(1, 64, 64))
+
+
+@needs_compiler
+@pytest.mark.parametrize("content", [b"", b"not a library"])
+def test_a_damaged_library_is_compiled_again(content, monkeypatch, tmp_path):
+    try:
+        kernels.library.cache_clear()
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "first"))
+        kernels.library()
+        (made,) = (tmp_path / "first").rglob("*.so")
+        damaged = tmp_path / "second" / made.relative_to(tmp_path / "first")
+        damaged.parent.mkdir(parents=True)
+        damaged.write_bytes(content)
+        kernels.library.cache_clear()
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "second"))
+        assert isinstance(kernels.library(), ctypes.CDLL)
+        assert damaged.stat().st_size == made.stat().st_size
+    finally:
+        kernels.library.cache_clear()
+
+
+@needs_compiler
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
+def test_an_empty_layer_goes_to_plain_pytorch():
+    model, pixels = MODELS["mobilevit"](tiny_config(1, mlp_ratio=0.02)).eval(), images(1, 64, 64)
+    optimized = model.optimize_for_inference()
+    assert not optimized.compiled
+    assert difference(model, optimized, pixels) < 1e-5
+
+
+@needs_compiler
+@pytest.mark.parametrize("home", ["read-only", "none"])
+def test_without_a_place_for_the_library_it_is_compiled_for_this_process(home, monkeypatch, tmp_path):
+    if home == "read-only":  # a file where the folder would be, which stops root as well
+        (tmp_path / "mobilevit_hub").write_text("")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    else:
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setattr(kernels.Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    kernels.library.cache_clear()
+    try:
+        assert isinstance(kernels.library(), ctypes.CDLL)
+    finally:
+        kernels.library.cache_clear()
 
 
 @needs_compiler

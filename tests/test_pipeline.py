@@ -108,6 +108,13 @@ def test_torch_gets_its_threads_back():
     assert torch.get_num_threads() == before
     with pipeline.room_for(0):
         assert torch.get_num_threads() == before
+    first, second = pipeline.room_for(1000), pipeline.room_for(1000)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)  # as of two predictions that are read in turns
+    assert torch.get_num_threads() == 1
+    second.__exit__(None, None, None)
+    assert torch.get_num_threads() == before
 
 
 @pytest.mark.torch

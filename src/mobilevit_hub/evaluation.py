@@ -31,6 +31,7 @@ from .evaluation_setup import (
     open_photos,
     processes_of_run,
     settings_of,
+    spins,
     truth_by,
 )
 from .evaluation_tasks import CLASSIFICATION, LEFT_OUT, MEASURED, UNREADABLE, Task
@@ -184,7 +185,8 @@ def _run(
     started, did = time.perf_counter(), 0
     labelled = ((photo, truth_of(photo)) for photo in photos.photos(wanted))
     prepared = prepare_ahead(labelled, _preparation(models), workers=workers, ahead=2 * batch_size)
-    with room_for(workers), tqdm(total=total, unit="photo", disable=not progress, mininterval=0.5) as bar:
+    taken = workers if any(map(spins, models)) else 0
+    with room_for(taken), tqdm(total=total, unit="photo", disable=not progress, mininterval=0.5) as bar:
         for batch, items in groupby(prepared, key=lambda item: item[0][0].index // batch_size):
             rows = _rows_of(task, models, list(items), records.dtype, strict)
             records.add(batch, rows)

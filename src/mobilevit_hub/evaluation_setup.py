@@ -144,6 +144,19 @@ def _export_and_open(name: str, *, runtime: str | None, **options: Any) -> Any:
         return open_classifier(folder / "model.tflite", runtime=runtime)
 
 
+def compiled(model: Evaluated) -> bool | None:
+    """Whether a PyTorch network runs in C++; None for another runtime."""
+    return getattr(getattr(model.classifier, "model", None), "compiled", None)
+
+
+def spins(model: Evaluated) -> bool:
+    """Whether it suffers from having to share processors with the threads that prepare photos, as plain PyTorch does.
+
+    Compiled, each thread computes an image by itself.
+    """
+    return compiled(model) is False
+
+
 def truth_by(real: list[list[int]] | None) -> Callable[[Photo], list[int]]:
     """The classes that are right for a photo."""
     if real is None:
@@ -252,7 +265,7 @@ def settings_of(models: list[Evaluated], photos: LabelledImages | StreamedImages
                 "runtime": m.runtime,
                 "sha256": m.sha256,
                 "preparation": m.preparation(),
-                "compiled": getattr(getattr(m.classifier, "model", None), "compiled", None),  # rounds in its own way
+                "compiled": compiled(m),  # which rounds in its own way
             }
             for m in models
         ],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -36,6 +37,11 @@ def _processors() -> int:
     return max(1, allowed // max(1, int(text) if text.isdigit() else 1))
 
 
+_lock = threading.Lock()
+_before: list[int] = []
+"""PyTorch's threads before each `room_for` that is not left yet; the first number is what the last one restores."""
+
+
 @contextmanager
 def room_for(workers: int) -> Iterator[None]:
     """Takes the processors of the threads that prepare photos from PyTorch, where it is loaded.
@@ -43,14 +49,20 @@ def room_for(workers: int) -> Iterator[None]:
     Its threads wait for each other by spinning: with one more thread than processors they are several times slower.
     """
     torch = sys.modules.get("torch")
-    before = 0 if torch is None or not workers else torch.get_num_threads()
-    if before:
-        torch.set_num_threads(max(1, min(before, _processors() - workers)))  # type: ignore[union-attr]
+    if torch is None or not workers:
+        yield
+        return
+    with _lock:
+        _before.append(torch.get_num_threads())  # type: ignore[attr-defined]
+        torch.set_num_threads(max(1, min(_before[0], _processors() - workers)))  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        if before:
-            torch.set_num_threads(before)  # type: ignore[union-attr]
+        with _lock:
+            first = _before[0]
+            _before.pop()
+            if not _before:
+                torch.set_num_threads(first)  # type: ignore[attr-defined]
 
 
 def check_workers(workers: int | None) -> None:

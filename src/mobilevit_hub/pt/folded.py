@@ -35,12 +35,12 @@ class Convolution(nn.Module):
         super().__init__()
         convolution: Any = layer.convolution
         norm: Any = layer.normalization
-        weight = convolution.weight.detach().double()
-        bias = weight.new_zeros(len(weight)) if convolution.bias is None else convolution.bias.detach().double()
+        weight = convolution.weight.detach().cpu().double()
+        bias = weight.new_zeros(len(weight)) if convolution.bias is None else convolution.bias.detach().cpu().double()
         if norm is not None:
-            scale = norm.weight.detach().double() / torch.sqrt(norm.running_var.double() + norm.eps)
+            scale = norm.weight.detach().cpu().double() / torch.sqrt(norm.running_var.cpu().double() + norm.eps)
             weight = weight * scale[:, None, None, None]
-            bias = norm.bias.detach().double() + (bias - norm.running_mean.double()) * scale
+            bias = norm.bias.detach().cpu().double() + (bias - norm.running_mean.cpu().double()) * scale
         self.register_buffer("weight", weight.float().contiguous(memory_format=torch.channels_last))
         self.register_buffer("bias", bias.float())
         self.activation = layer.activation
@@ -85,11 +85,11 @@ def arrays_of(layer: Any, norm: Any = None) -> tuple[Tensor, Tensor]:
         folded = Convolution(layer)
         weight, bias = folded.weight[:, :, 0, 0].double(), folded.bias.double()
     else:
-        weight = layer.weight.detach().double()
-        bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach().double()
+        weight = layer.weight.detach().cpu().double()
+        bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach().cpu().double()
     if norm is not None:
-        bias = bias + weight @ norm.bias.detach().double()
-        weight = weight * norm.weight.detach().double()
+        bias = bias + weight @ norm.bias.detach().cpu().double()
+        weight = weight * norm.weight.detach().cpu().double()
     return weight, bias
 
 

@@ -60,11 +60,13 @@ class InferenceModel:
         reason = self._reason(device, compile)
         if reason is None:
             try:
-                self._kernels = Kernels(self.network)
+                self._kernels = Kernels(self.network, self.dtype is torch.bfloat16)
             except OSError as error:
                 reason = str(error)
         if reason is None:
             self.report.append("all of it in C++, compiled for this processor; wide maps never leave the caches")
+            if self.dtype is torch.bfloat16:
+                self.report.append("products of bfloat16, added up in float32")
             return
         if compile:
             raise InputError(f"compile is True, but {reason}.", field="compile", found=compile)
@@ -80,8 +82,6 @@ class InferenceModel:
             return "compile is False"
         if device.type != "cpu":
             return f"the model is on {device}"
-        if self.dtype is not torch.float32:
-            return f"the kernels compute in float32, not in {str(self.dtype).removeprefix('torch.')}"
         return unsupported(self.network)
 
     @property

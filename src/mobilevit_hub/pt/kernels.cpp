@@ -1,9 +1,10 @@
-// The float32 network of one image as a list of steps, on the vector units of this machine.
+// The network of one image as a list of steps, on the vector units of this machine, in float32; built with BFLOAT16, the
+// products take both sides in bfloat16, where the processor has instructions for that.
 //
 // Built and called by kernels.py; needs a C++17 compiler and nothing else. `run` is the whole interface. A step reads
 // and writes maps in an arena of floats, channels last. A map that a 3x3 convolution reads has a border of zeros, which
 // nothing writes, so no kernel knows about padding. The space from pixel to pixel is a multiple of 16 floats; what lies
-// beyond the channels is zero, and stays so, because the weights there are. Several threads share the rows of a step and
+// beyond the channels is zero, because the weights there are. Several threads share the rows of a step and
 // wait for each other after it, or each computes an image of its own.
 
 #include <algorithm>
@@ -13,12 +14,26 @@
 #include <cstdint>
 #include <cstring>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
+#if defined(BFLOAT16)
+#if !defined(__AVX512BF16__)
+#error "this processor has no products of bfloat16"
+#endif
+#include <immintrin.h>
+#if defined(__AMX_BF16__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#endif
+
 // --- vectors ---------------------------------------------------------------------------------------------------------
 
-#if defined(__AVX512F__)
+#if defined(BFLOAT16) && defined(__AMX_BF16__)
+constexpr int LANES = 16, ROWS = 16;  // a tile of the matrix unit
+#elif defined(__AVX512F__)
 constexpr int LANES = 16, ROWS = 8;  // ROWS * 3 sums in 32 registers
 #elif defined(__AVX__)
 constexpr int LANES = 8, ROWS = 4;
@@ -70,7 +85,120 @@ static inline Vector activate(Vector x, int64_t activation) {
 struct Left {
   const float* at;
   int64_t rows, row, length, segments = 1, line = 0, pixel = 0;
+  int64_t away(int64_t s) const { return segments == 9 ? s / 3 * line + s % 3 * pixel : s * line; }
 };
+
+static float* scratch(int64_t floats, int slot) {
+  static thread_local std::vector<float> memory[5];
+  if ((int64_t)memory[slot].size() < floats) memory[slot].assign(floats, 0.0f);
+  return memory[slot].data();
+}
+
+#if defined(BFLOAT16)
+
+// Two neighbours of a row, or of a column, stand in the bits of one float. Rows are as long as whole PAIRS, with zeros.
+#if defined(__AMX_BF16__)
+constexpr int PAIRS = 16;
+#else
+constexpr int PAIRS = 1;
+#endif
+
+static inline int64_t words(int64_t floats) { return (floats + 2 * PAIRS - 1) / (2 * PAIRS) * PAIRS; }
+
+static void narrow(const float* in, int64_t count, uint16_t* out) {
+  for (int64_t i = 0; i < count; i += 16) {
+    const __mmask16 mask = count - i < 16 ? (__mmask16)((1 << (count - i)) - 1) : (__mmask16)0xffff;
+    const __m256bh values = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(mask, in + i));
+    _mm256_mask_storeu_epi16(out + i, mask, (__m256i)values);
+  }
+}
+
+// The upper half of the bits of a float, rounded to the nearest even one.
+static inline uint32_t rounded(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
+// The left side in bfloat16, each row in one piece.
+static Left narrowed(const Left& left) {
+  const int64_t count = left.segments * left.length, row = words(count);
+  float* memory = scratch((left.rows + ROWS) * row, 4);
+  for (int64_t i = 0; i < left.rows; i++) {
+    uint16_t* out = (uint16_t*)(memory + i * row);
+    for (int64_t s = 0; s < left.segments; s++)
+      narrow(left.at + i * left.row + left.away(s), left.length, out + s * left.length);
+    std::memset(out + count, 0, (2 * row - count) * sizeof(uint16_t));
+  }
+  return {memory, left.rows, row, row};
+}
+
+#else
+
+constexpr int PAIRS = 0;
+static inline int64_t words(int64_t floats) { return floats; }
+static const Left& narrowed(const Left& left) { return left; }
+
+#endif
+
+#if defined(BFLOAT16) && defined(__AMX_BF16__)
+
+// Tiles of 16 rows and 16 words: the sums of up to three vectors of columns, a piece of the rows, and of the columns.
+template <int N>
+static void panel(const Left& left, const float* right, float* out, int64_t out_row) {
+  float rest[16 * 16];
+  __asm__ volatile("" ::: "memory");  // nor that loading a tile reads memory
+  for (int64_t i = 0; i < left.rows; i += 16) {
+    _tile_zero(0);
+    if (N > 1) _tile_zero(1);
+    if (N > 2) _tile_zero(2);
+    for (int64_t k = 0; k < left.length; k += 16) {
+      const float* columns = right + k * N * 16;
+      _tile_loadd(3, left.at + i * left.row + k, left.row * 4);
+      _tile_loadd(4, columns, N * 64);
+      _tile_dpbf16ps(0, 3, 4);
+      if (N > 1) {
+        _tile_loadd(5, columns + 16, N * 64);
+        _tile_dpbf16ps(1, 3, 5);
+      }
+      if (N > 2) {
+        _tile_loadd(6, columns + 32, N * 64);
+        _tile_dpbf16ps(2, 3, 6);
+      }
+    }
+    const int64_t rows = std::min<int64_t>(16, left.rows - i);
+    for (int n = 0; n < N; n++) {
+      float* at = rows < 16 ? rest : out + i * out_row + n * 16;
+      const int64_t step = rows < 16 ? 64 : out_row * 4;
+      if (n == 0) _tile_stored(0, at, step);
+      if (n == 1) _tile_stored(1, at, step);
+      if (n == 2) _tile_stored(2, at, step);
+      for (int64_t m = 0; m < rows && rows < 16; m++) store(out + (i + m) * out_row + n * 16, load(rest + m * 16));
+    }
+  }
+}
+
+// What a thread does before and after its products, and what a process has to ask the system for.
+static void take_matrix_unit() {
+  static const struct {  // constant, since the compiler does not see that the instruction reads all of it
+    uint8_t palette = 1, start = 0, reserved[14] = {};
+    uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16};
+  } tiles;
+  _tile_loadconfig(&tiles);
+}
+static void leave_matrix_unit() { _tile_release(); }
+static bool permitted() { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
+
+#else
+
+static inline Vector multiply_add(Vector sum, float x, Vector columns) {
+#if defined(BFLOAT16)
+  return (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_ps(x), (__m512bh)columns);
+#else
+  return sum + x * columns;
+#endif
+}
 
 // One block of `M` rows and `N` vectors of columns.
 template <int M, int N>
@@ -79,14 +207,13 @@ static void block(const Left& left, int64_t first, const float* right, float* ou
   for (int m = 0; m < M; m++)
     for (int n = 0; n < N; n++) sums[m][n] = Vector{};
   for (int64_t s = 0; s < left.segments; s++) {
-    const int64_t away = left.segments == 9 ? s / 3 * left.line + s % 3 * left.pixel : s * left.line;
-    const float* in = left.at + first * left.row + away;
+    const float* in = left.at + first * left.row + left.away(s);
     for (int64_t k = 0; k < left.length; k++, right += N * LANES) {
       Vector columns[N];
       for (int n = 0; n < N; n++) columns[n] = load(right + n * LANES);
       for (int m = 0; m < M; m++) {
         const float x = in[m * left.row + k];
-        for (int n = 0; n < N; n++) sums[m][n] += x * columns[n];
+        for (int n = 0; n < N; n++) sums[m][n] = multiply_add(sums[m][n], x, columns[n]);
       }
     }
   }
@@ -102,6 +229,12 @@ static void panel(const Left& left, const float* right, float* out, int64_t out_
   for (; i < left.rows; i++) block<1, N>(left, i, right, out + i * out_row, out_row);
 }
 
+static void take_matrix_unit() {}
+static void leave_matrix_unit() {}
+static bool permitted() { return true; }
+
+#endif
+
 // Columns are packed in panels of at most three vectors, as equal as can be; plan.py packs by the same rule.
 struct Panels {
   int64_t count, narrow, wider;
@@ -115,8 +248,9 @@ struct Panels {
 };
 
 // out = left @ right for the panels from `first` to `last`.
-static void product(const Left& left, const float* right, int64_t columns, float* out, int64_t out_row,
+static void product(const Left& wide, const float* right, int64_t columns, float* out, int64_t out_row,
                     int64_t first = 0, int64_t last = -1) {
+  const Left& left = narrowed(wide);
   const Panels panels(columns);
   for (int64_t i = first; i < (last < 0 ? panels.count : last); i++) {
     const int64_t start = panels.start(i) * LANES, vectors = panels.start(i + 1) - panels.start(i);
@@ -159,17 +293,11 @@ constexpr float EPSILON = 1e-5f;
 
 struct Share {
   const float *weights, *input;
-  float *arena, *output;
+  float* arena;
   int64_t part, parts;
   int64_t start(int64_t count) const { return count * part / parts; }
   int64_t stop(int64_t count) const { return count * (part + 1) / parts; }
 };
-
-static float* scratch(int64_t floats, int slot) {
-  static thread_local std::vector<float> memory[4];
-  if ((int64_t)memory[slot].size() < floats) memory[slot].assign(floats, 0.0f);
-  return memory[slot].data();
-}
 
 // Row of a pixel in the tokens: those at the same place of their 2x2 patches lie together, in the order of the patches.
 static inline int64_t token_of(int64_t y, int64_t x, int64_t height, int64_t width) {
@@ -210,17 +338,20 @@ static void group_moments(const Step& s, const Share& share, float* mean, float*
   *scale = (float)(1 / std::sqrt(squares / total + EPSILON));
 }
 
-// Sum of the squares of `in - mean` over `channels`; what is beyond them, up to whole vectors, is zero.
+// Sum of the squares of `in - mean` over `channels`.
 static float squares_of(const float* in, int64_t channels, float mean) {
   Vector squares = Vector{};
   int64_t c = 0;
-  for (; c < channels; c += LANES) {
+  for (; c + LANES <= channels; c += LANES) {
     const Vector away = load(in + c) - mean;
     squares += away * away;
   }
-  return sum(squares) - (c - channels) * mean * mean;
+  float total = sum(squares);
+  for (; c < channels; c++) total += (in[c] - mean) * (in[c] - mean);
+  return total;
 }
 
+// Sum over `channels`; what is beyond them, up to whole vectors, is zero.
 static float sum_of(const float* in, int64_t channels) {
   Vector total = Vector{};
   for (int64_t c = 0; c < channels; c += LANES) total += load(in + c);
@@ -349,18 +480,26 @@ static float exponentials(float* x, int64_t count, int64_t padded) {
 static void pack(const float* in, int64_t column, int64_t step, int64_t count, int64_t length, int64_t padded,
                  float* out) {
   const Panels panels(padded);
-  for (int64_t i = 0; i < panels.count; i++) {
-    const int64_t start = panels.start(i) * LANES, stop = panels.start(i + 1) * LANES;
-    for (int64_t k = 0; k < length; k++)
-      for (int64_t c = start; c < stop; c++) *out++ = c < count ? in[c * column + k * step] : 0;
-  }
+  for (int64_t i = 0; i < panels.count; i++)
+    for (int64_t k = 0; k < words(length); k++)
+      for (int64_t c = panels.start(i) * LANES; c < panels.start(i + 1) * LANES; c++, out++) {
+#if defined(BFLOAT16)
+        const bool first = c < count && 2 * k < length, second = c < count && 2 * k + 1 < length;
+        const uint32_t low = first ? rounded(in[c * column + 2 * k * step]) : 0;
+        const uint32_t high = second ? rounded(in[c * column + (2 * k + 1) * step]) : 0;
+        const uint32_t pair = high << 16 | low;
+        std::memcpy(out, &pair, sizeof(pair));
+#else
+        *out = c < count ? in[c * column + k * step] : 0;
+#endif
+      }
 }
 
 // Self-attention of the tokens at each place, by head. The source has query, key and value side by side.
 static void attention(const Step& s, const Share& share) {
   const int64_t size = s.channels / s.heads, padded = (s.count + 15) / 16 * 16, wide = (size + 15) / 16 * 16;
-  float* keys = scratch(size * padded, 0);
-  float* values = scratch(s.count * wide, 1);
+  float* keys = scratch(words(size) * padded, 0);
+  float* values = scratch(words(s.count) * wide, 1);
   float* scores = scratch(ROWS * padded, 2);
   float* found = scratch(ROWS * wide, 3);
   const int64_t units = s.places * s.heads;
@@ -550,18 +689,19 @@ struct Job {
 // Each thread takes an image after the other; those that are left, fewer than threads, are computed together.
 static void compute(const Job& job, std::atomic<int64_t>& next, Barrier& barrier, int64_t thread) {
   const int64_t together = job.images % job.threads;
+  take_matrix_unit();
   auto finish_image = [&](int64_t i, const float* arena) {
     std::memcpy(job.output + i * job.result, arena + job.result_place, job.result * sizeof(float));
   };
   for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < job.images - together;) {
     float* arena = job.arenas + thread * job.arena;
-    const Share share{job.weights, job.input + i * job.image, arena, nullptr, 0, 1};
+    const Share share{job.weights, job.input + i * job.image, arena, 0, 1};
     for (int64_t s = 0; s < job.count; s++) run_step(job.steps[s], share);
     finish_image(i, arena);
   }
   barrier.wait(job.threads);
   for (int64_t i = job.images - together; i < job.images; i++) {
-    const Share share{job.weights, job.input + i * job.image, job.arenas, nullptr, thread, job.threads};
+    const Share share{job.weights, job.input + i * job.image, job.arenas, thread, job.threads};
     for (int64_t s = 0; s < job.count; s++) {
       run_step(job.steps[s], share);
       barrier.wait(job.threads);
@@ -569,6 +709,7 @@ static void compute(const Job& job, std::atomic<int64_t>& next, Barrier& barrier
     if (thread == 0) finish_image(i, job.arenas);
     barrier.wait(job.threads);
   }
+  leave_matrix_unit();
 }
 
 // Threads that stay for the next call; the caller is one more.
@@ -589,7 +730,7 @@ class Crew {
         called.wait(held, [&] { return calls.load() != seen; });
         seen = calls.load();
       }
-      if (thread < job.threads) compute(job, next, barrier, thread);
+      compute(job, next, barrier, thread);
       end_barrier.wait((int64_t)threads.size() + 1);
     }
   }
@@ -597,13 +738,17 @@ class Crew {
  public:
   explicit Crew(int64_t count) {
     std::unique_lock<std::mutex> held(lock);
-    for (int64_t i = 1; i < count; i++) threads.emplace_back([this, i] { serve(i); });
+    try {
+      for (int64_t i = 1; i < count; i++) threads.emplace_back([this, i] { serve(i); });
+    } catch (const std::system_error&) {  // a limit of the system: fewer do it too
+    }
   }
   int64_t size() const { return (int64_t)threads.size() + 1; }
   void run(const Job& what) {
     {
       std::unique_lock<std::mutex> held(lock);
       job = what;
+      job.threads = size();
       next.store(0, std::memory_order_relaxed);
       calls.fetch_add(1, std::memory_order_release);
     }
@@ -620,6 +765,15 @@ const char* step_fields() { return FIELD_NAMES; }
 const char* step_kinds() { return KIND_NAMES; }
 
 int64_t lanes() { return LANES; }
+
+// How many chunks of a map the statistics have.
+int64_t chunks() { return CHUNKS; }
+
+// Pairs of bfloat16 of which the rows of packed weights are a multiple; 0 where they are float32.
+int64_t pairs() { return PAIRS; }
+
+// Whether the system lets this process use what the kernels need; to be asked once before they run.
+int64_t ready() { return permitted(); }
 
 // Computes `images` images. `arenas` has one arena, `arena` floats, for each of `threads`. `crew` is null or what an
 // earlier call with as many threads returned.

@@ -1,7 +1,7 @@
 """The folded network by `kernels.cpp`, which is compiled once for this processor.
 
 Needs a C++ compiler (`CXX`, or `c++`, `g++` or `clang++` on the path) at the first use, for some seconds; the library
-is kept in the user's cache folder. Computes in float32 on CPUs, at every image size, what `plan` can put into steps.
+is kept in the user's cache folder. Computes on CPUs, at every image size, what `plan` can put into steps.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -36,38 +37,66 @@ def compiler() -> str | None:
 
 
 @functools.cache
-def library() -> ctypes.CDLL:
+def library(bfloat16: bool = False) -> ctypes.CDLL:
     """`kernels.cpp`, compiled for this processor; from the cache where it was compiled before.
+
+    Args:
+        bfloat16: Whether products take both sides in bfloat16.
 
     Raises:
         OSError: There is no compiler, or it cannot compile the file; the message says which.
     """
-    found = compiler()
-    processor = Path("/proc/cpuinfo")
-    flags = (
-        [line for line in processor.read_text("utf-8").splitlines() if "flags" in line] if processor.exists() else []
-    )
-    made_of = [SOURCE.read_text("utf-8"), *FLAGS, str(found), platform.platform(), *flags[:1]]
+    if os.name == "nt":
+        raise OSError("the kernels are not for Windows")
+    options = [*FLAGS, *(["-DBFLOAT16"] if bfloat16 else [])]
+    made_of = [SOURCE.read_text("utf-8"), *options, platform.platform(), *_processor()]
     name = f"kernels-{hashlib.sha256(chr(0).join(made_of).encode()).hexdigest()[:16]}.so"
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mobilevit_hub"
-    file = home / name
-    if not file.exists():
-        if found is None:
-            raise OSError("no C++ compiler: neither CXX nor c++, g++ or clang++ on the path")
+    with ExitStack() as stack:
         try:
-            home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError:  # no home, or a full disk: for this process alone
-            home = Path(tempfile.mkdtemp(prefix="mobilevit_hub-"))
+            home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mobilevit_hub"
+            if not (home / name).exists():
+                home.mkdir(mode=0o700, parents=True, exist_ok=True)
+                stack.enter_context(tempfile.TemporaryDirectory(dir=home))  # can it be written?
+        except (OSError, RuntimeError):  # no home, a full or a read-only disk: for this process alone
+            home = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        file = home / name
+        if file.exists():
+            try:
+                return _opened(file)
+            except OSError:  # damaged: made again
+                file.unlink(missing_ok=True)
         with tempfile.TemporaryDirectory(dir=home) as folder:
             made = Path(folder, name)
-            done = subprocess.run(  # noqa: S603 - the user's own compiler on this package's own file
-                [found, *FLAGS, str(SOURCE), "-o", str(made)], capture_output=True, text=True
-            )
-            if done.returncode:
-                raise OSError(f"{found} cannot compile {SOURCE.name}: {' '.join(done.stderr.split())[:300]}")
-            file = home / name
+            _compile(options, made)
             made.replace(file)
+        return _opened(file)
+
+
+def _processor() -> list[str]:
+    """What tells the instructions of one processor from those of another."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text("utf-8", "replace").splitlines() if file.exists() else []
+    names = ("flags", "Features", "CPU implementer", "CPU part", "isa")
+    first = {line.split("\t")[0].strip(): line for line in reversed(lines)}
+    return [first[name] for name in names if name in first] or [platform.processor()]
+
+
+def _compile(options: list[str], output: Path) -> None:
+    found = compiler()
+    if found is None:
+        raise OSError("no C++ compiler: neither CXX nor c++, g++ or clang++ on the path")
+    command = [found, *options, str(SOURCE), "-o", str(output)]
+    done = subprocess.run(  # noqa: S603 - the user's own compiler on this package's own file
+        command, capture_output=True, text=True, errors="replace"
+    )
+    if done.returncode:
+        raise OSError(f"{found} cannot compile {SOURCE.name}: {' '.join(done.stderr.split())[:300]}")
+
+
+def _opened(file: Path) -> ctypes.CDLL:
     loaded = ctypes.CDLL(str(file))
+    if not loaded.ready():
+        raise OSError("the system does not let this process use the processor's matrix unit")
     loaded.step_fields.restype = loaded.step_kinds.restype = ctypes.c_char_p
     pointer, integer = ctypes.c_void_p, ctypes.c_int64
     loaded.run.restype = pointer
@@ -80,7 +109,18 @@ def library() -> ctypes.CDLL:
 
 _TURN = threading.Lock()
 _crews: dict[tuple[int, int], int] = {}
-"""Threads that wait for the next call, by process, since they do not outlive a fork, and number."""
+"""Threads that wait for the next call, by library and number; those of the numbers that were used stay, asleep."""
+
+
+def _after_fork() -> None:
+    """A new process has none of the threads, and nobody else's turn."""
+    global _TURN
+    _TURN = threading.Lock()
+    _crews.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class Kernels:
@@ -88,20 +128,30 @@ class Kernels:
 
     Args:
         network: The folded network, of which `unsupported` says nothing.
+        bfloat16: As for `library`.
 
     Raises:
         OSError: As `library`.
     """
 
-    def __init__(self, network: FoldedClassifier) -> None:
-        self.network, self._library = network, library()
+    def __init__(self, network: FoldedClassifier, bfloat16: bool = False) -> None:
+        self.network, self._library = network, library(bfloat16)
         self._plan = functools.lru_cache(MAX_PLANS)(self._make_plan)
         self._weights: np.ndarray | None = None
         self._arenas: dict[tuple[int, int], np.ndarray] = {}
 
     def _make_plan(self, height: int, width: int) -> Plan:
         fields, kinds = (names().decode().split() for names in (self._library.step_fields, self._library.step_kinds))
-        plan = Plan(self.network, height, width, int(self._library.lanes()), fields, kinds)
+        plan = Plan(
+            self.network,
+            height,
+            width,
+            int(self._library.lanes()),
+            fields,
+            kinds,
+            int(self._library.pairs()),
+            int(self._library.chunks()),
+        )
         if self._weights is None:
             self._weights = plan.weights
         plan.weights = self._weights  # the same at every size
@@ -115,7 +165,7 @@ class Kernels:
             plan = self._plan(*images.shape[2:])
             logits = torch.empty((len(images), plan.labels))
             arenas = self._arenas_of(images.shape[2:], plan, threads if len(images) >= threads else 1)
-            crew = os.getpid(), threads
+            crew = self._library._handle, threads
             _crews[crew] = self._library.run(
                 _crews.get(crew),
                 plan.table.ctypes.data,

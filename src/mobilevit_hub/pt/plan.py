@@ -6,8 +6,10 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
 from .folded import Convolution, Inverted, Linear, Standardise, Version1Block, Version2Block
 
 ALIGNMENT = 16
@@ -47,10 +49,23 @@ class Plan:
         lanes: Floats in a vector of this machine.
         fields: What a step consists of, in this order.
         kinds: Names of the kinds of steps, by number.
+        pairs: Pairs of bfloat16 that weights are packed by; 0 for float32.
+        chunks: Parts of a map that statistics are kept of.
     """
 
-    def __init__(self, network: Any, height: int, width: int, lanes: int, fields: list[str], kinds: list[str]) -> None:
+    def __init__(
+        self,
+        network: Any,
+        height: int,
+        width: int,
+        lanes: int,
+        fields: list[str],
+        kinds: list[str],
+        pairs: int,
+        chunks: int,
+    ) -> None:
         self.lanes, self.fields, self.kinds = lanes, fields, kinds
+        self.pairs, self.chunks = pairs, chunks
         self.steps: list[list[int]] = []
         self.arrays: list[np.ndarray] = []
         self.arena = self.floats = 0
@@ -89,6 +104,11 @@ class Plan:
     def _matrix(self, weight: np.ndarray) -> int:
         """Packs `(K, out)` in the panels that the kernels read; see `Panels` in kernels.cpp."""
         weight = np.pad(weight, ((0, 0), (0, padded(weight.shape[1]) - weight.shape[1])))
+        if self.pairs:  # two rows in the bits of one
+            weight = np.pad(weight, ((0, -len(weight) % (2 * self.pairs)), (0, 0)))
+            pairs = weight.reshape(-1, 2, weight.shape[1]).transpose(0, 2, 1)
+            bits = torch.from_numpy(np.ascontiguousarray(pairs)).to(torch.bfloat16).view(torch.int16)
+            weight = bits.numpy().view(np.float32)[..., 0]
         vectors = weight.shape[1] // self.lanes
         count = -(-vectors // 3)
         narrow, wider = divmod(vectors, count)
@@ -130,15 +150,14 @@ class Plan:
         The source may be two maps side by side with a space between their channels; it meets weights of zero.
         """
         weight = layer.weight.numpy()
-        side = weight.shape[2] if weight.ndim == 4 else 1
-        if side == 1:
-            matrix, length = weight.reshape(len(weight), -1).T, source.channels
-        elif source.pixel < ALIGNMENT:  # the image: pixels without space between them, so a line is one piece
-            matrix, length = weight.transpose(2, 3, 1, 0).reshape(-1, len(weight)), 3 * source.pixel
+        weight = weight[:, :, None, None] if weight.ndim == 2 else weight
+        side, half = weight.shape[2], weight.shape[1] // 2
+        taps = np.insert(weight.transpose(2, 3, 1, 0), [half] * space, 0, axis=2)
+        matrix, length = taps.reshape(-1, len(weight)), taps.shape[2]
+        if side == 3 and source.pixel < ALIGNMENT:  # the image: pixels without space between them, a line is one piece
+            length *= 3
             values |= {"segments": 3}
-        else:
-            taps = np.insert(weight.transpose(2, 3, 1, 0), [weight.shape[1] // 2] * space, 0, axis=2)
-            matrix, length = taps.reshape(-1, len(weight)), taps.shape[2]
+        elif side == 3:
             values |= {"segments": 9}
         if side == 3:
             values["source"] = source.place - source.row - source.pixel
@@ -177,6 +196,12 @@ class Plan:
     def _block(self, block: Any, source: Map, target: Map) -> None:
         """An inverted residual."""
         values: dict[str, Any] = {}
+        if block.expand is None and len(block.depthwise.bias) != source.channels:  # PyTorch refuses it as well
+            raise InputError(
+                f"expand_ratio is 1, but {source.channels} channels are no multiple of 8: the depthwise kernel has "
+                f"{len(block.depthwise.bias)}.",
+                field="expand_ratio",
+            )
         if block.expand is not None:
             values |= {
                 "weights": self._matrix(block.expand.weight.numpy()[:, :, 0, 0].T),
@@ -279,7 +304,7 @@ class Plan:
         tokens = self._map(height, width, wide)
         self._inverted(block.conv_kxk, block.conv_1x1, features, tokens, to_tokens=1)
         context = self._map(4, 1, wide)
-        moments = self._map(1, 16, 3, pixel=3)  # of each of CHUNKS
+        moments = self._map(1, self.chunks, 3, pixel=3)
         counts = {"places": 4, "count": height * width // 4, "statistics": moments.place}
         group: dict[str, Any] = {"norm": NORMS["group"], **counts}
         for layer in block.layers:
@@ -326,8 +351,8 @@ def unsupported(network: Any) -> str | None:
                     return "a convolution is dilated, larger than 3 × 3, or has another activation than SiLU"
             case Inverted(expand=Convolution() as expand) if not isinstance(expand.activation, nn.SiLU):
                 return "an expansion has another activation than SiLU"
-            case Linear() if type(module.activation) not in ACTIVATIONS:
-                return "a linear layer has another activation than SiLU"
+            case Linear() if type(module.activation) not in ACTIVATIONS or not module.weight.numel():
+                return "a linear layer is empty or has another activation than SiLU"
             case Standardise() if module.eps != EPSILON:
                 return f"the epsilon of a norm is {module.eps}"
             case Version1Block() if module.patch_size != 2 or module.fusion is None:

@@ -184,7 +184,7 @@ class HubModel(PreTrainedModel):
 
         Args:
             dtype: `"float32"`, whose logits differ from the model's by rounding only (1e-6 of the largest), or
-                `"bfloat16"`, in plain PyTorch: faster on processors with instructions for it, and less exact.
+                `"bfloat16"`: faster on processors with instructions for it, and less exact.
             compile: Whether to run in C++; None: where it is possible.
 
         Returns:
