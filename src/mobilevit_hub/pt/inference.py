@@ -35,7 +35,6 @@ class InferenceModel:
     Attributes:
         config: The config of the model.
         report: What was done, a line each.
-        network: The folded network in plain PyTorch, float32; what an exporter takes.
     """
 
     def __init__(self, model: Any, *, dtype: str = "float32", compile: bool | None = None) -> None:
@@ -49,7 +48,7 @@ class InferenceModel:
             raise InputError(f"dtype is {dtype!r}; expected float32 or bfloat16.", field="dtype", found=dtype)
         self.config, self.dtype = model.config, DTYPES[name]
         device = self._device = next(model.parameters()).device
-        self.network = FoldedClassifier(model).to(device)
+        network = FoldedClassifier(model).to(device)
         self.report = [
             "every BatchNorm in the convolution before it, scale and shift of every norm in the linear layer after it",
             "query, key and value in one product"
@@ -57,10 +56,10 @@ class InferenceModel:
             else "the key projected after the pooling, where one vector a place is left of the patches",
         ]
         self._kernels: Kernels | None = None
-        reason = self._reason(device, compile)
+        reason = self._reason(network, compile)
         if reason is None:
             try:
-                self._kernels = Kernels(self.network, self.dtype is torch.bfloat16)
+                self._kernels = Kernels(network, self.dtype is torch.bfloat16)
             except OSError as error:
                 reason = str(error)
         if reason is None:
@@ -70,19 +69,16 @@ class InferenceModel:
             return
         if compile:
             raise InputError(f"compile is True, but {reason}.", field="compile", found=compile)
-        if self.dtype is not torch.float32:
-            self._plain = FoldedClassifier(model).to(device, self.dtype)
-        else:
-            self._plain = self.network
+        self._plain = network.to(self.dtype)
         self.report.append(f"plain PyTorch, channels_last, {AT_ONCE} images at a time on a CPU, since {reason}")
 
-    def _reason(self, device: torch.device, compile: bool | None) -> str | None:
+    def _reason(self, network: FoldedClassifier, compile: bool | None) -> str | None:
         """Why the kernels are not used, as far as that is known before they are compiled."""
         if compile is False:
             return "compile is False"
-        if device.type != "cpu":
-            return f"the model is on {device}"
-        return unsupported(self.network)
+        if self._device.type != "cpu":
+            return f"the model is on {self._device}"
+        return unsupported(network)
 
     @property
     def compiled(self) -> bool:

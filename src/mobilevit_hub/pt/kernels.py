@@ -6,6 +6,7 @@ is kept in the user's cache folder. Computes on CPUs, at every image size, what 
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import functools
 import hashlib
@@ -135,26 +136,21 @@ class Kernels:
     """
 
     def __init__(self, network: FoldedClassifier, bfloat16: bool = False) -> None:
-        self.network, self._library = network, library(bfloat16)
+        self._network, self._library = network, library(bfloat16)
         self._plan = functools.lru_cache(MAX_PLANS)(self._make_plan)
         self._weights: np.ndarray | None = None
         self._arenas: dict[tuple[int, int], np.ndarray] = {}
 
     def _make_plan(self, height: int, width: int) -> Plan:
+        """The plan of an image size. The packed weights are the same at every size, and all that is kept of them."""
         fields, kinds = (names().decode().split() for names in (self._library.step_fields, self._library.step_kinds))
-        plan = Plan(
-            self.network,
-            height,
-            width,
-            int(self._library.lanes()),
-            fields,
-            kinds,
-            int(self._library.pairs()),
-            int(self._library.chunks()),
-        )
+        numbers = [int(number()) for number in (self._library.pairs, self._library.chunks)]
+        known = self._weights is not None
+        network = copy.deepcopy(self._network).to_empty(device="cpu") if known else self._network
+        plan = Plan(network, height, width, int(self._library.lanes()), fields, kinds, *numbers)
         if self._weights is None:
-            self._weights = plan.weights
-        plan.weights = self._weights  # the same at every size
+            self._weights, self._network = plan.weights, self._network.to("meta")
+        plan.weights = self._weights
         return plan
 
     def __call__(self, pixel_values: Tensor) -> Tensor:
