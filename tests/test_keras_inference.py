@@ -52,12 +52,21 @@ def difference(model, fused, pixels):
     return parts(fused(pixels), run(model, pixels))
 
 
+def exact(version, fields, pixels):
+    """Logits of the same network in float64, so that the rounding of the trainable model does not count."""
+    keras.config.set_dtype_policy("float64")
+    try:
+        return run(tiny(version, **fields), pixels.astype(np.float64))
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
 # 70×101 makes maps odd from the third stage on, 96×160 the last one.
 @pytest.mark.parametrize(("height", "width"), [(128, 128), (96, 160), (70, 101)])
 @pytest.mark.parametrize(("version", "fields"), CASES)
 def test_logits_are_those_of_the_trainable_model(version, fields, height, width):
-    model = tiny(version, **fields)
-    assert difference(model, fuse(model), images(3, height, width)) < 1e-4
+    pixels = images(3, height, width)
+    assert parts(fuse(tiny(version, **fields))(pixels), exact(version, fields, pixels)) < 1e-4
 
 
 def without_shift(self, norm):
