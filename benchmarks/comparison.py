@@ -80,6 +80,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--environments", type=Path, default=FOLDER / ".venv")
     parser.add_argument("--output", type=Path, default=FOLDER / "results" / "comparison.md")
     options = parser.parse_args(arguments)
+    # Before timm's stand-in for torchvision is there, whose version transformers would ask for.
+    import mobilevit_hub.image_processing  # noqa: F401
 
     kecam = environment("kecam", options.environments)
     record: Result = {"machine": machine(max(options.threads), 0), "networks": {}, "ms": {}}
