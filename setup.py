@@ -8,9 +8,9 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 NAME = "mobilevit_hub"
 
-# The Keras twin and the conversion code live at the top of the repository, beside src/, and are
-# installed as sub-packages. Automatic discovery does not find mapped folders, hence the explicit list.
-ROOTS = {NAME: f"src/{NAME}", f"{NAME}.tf": "tf", f"{NAME}.conversion": "conversion"}
+# The Keras twin, the conversion code and the web demo live at the top of the repository, beside src/, and
+# are installed as sub-packages. Automatic discovery does not find mapped folders, hence the explicit list.
+ROOTS = {NAME: f"src/{NAME}", f"{NAME}.tf": "tf", f"{NAME}.conversion": "conversion", f"{NAME}.spaces": "spaces"}
 PACKAGES = [
     package
     for prefix, folder in ROOTS.items()
@@ -45,7 +45,7 @@ EXTRAS = {
     "train": ["datasets>=5.2", "matplotlib>=3.11", "tensorboard>=2.20"],
     "eval": ["datasets>=5.2", "evaluate>=0.4.6", "matplotlib>=3.11"],
     "heif": ["pillow-heif>=1.3"],
-    "demo": ["gradio>=6.31", "matplotlib>=3.11"],
+    "demo": [f"{NAME}[torch,export]", "gradio>=6.31"],
     "dev": [
         "jupytext>=1.19",
         "mypy>=2.4",
@@ -86,7 +86,7 @@ setup(
     python_requires=">=3.11",
     package_dir=ROOTS,
     packages=PACKAGES,
-    package_data={NAME: ["assets/**", "pt/kernels.cpp", "py.typed"]},
+    package_data={NAME: ["assets/**", "pt/kernels.cpp", "py.typed"], f"{NAME}.spaces": ["examples/*", "style.css"]},
     install_requires=BASE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": [f"{NAME.replace('_', '-')} = {NAME}.cli:main"]},

@@ -245,6 +245,22 @@ def build_parser() -> argparse.ArgumentParser:
     verb.add_argument("--message", help="first line of the commit")
     verb.add_argument("--create-pr", action="store_true", help="open a pull request in place of a commit")
 
+    verb = _verb(
+        verbs,
+        "demo",
+        commands.demo_command,
+        "Show models in a web page: a photo in PyTorch, Keras and TFLite side by side.",
+        "mobilevit-hub demo                  # then open http://127.0.0.1:7860\n"
+        "  mobilevit-hub demo my-model --open  # what train or convert wrote\n"
+        "  mobilevit-hub demo --host 0.0.0.0   # for others in the network",
+    )
+    verb.add_argument("names", nargs="*", metavar="NAME", help="models to offer first: aliases, folders or Hub ids")
+    verb.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    verb.add_argument("--port", type=int, default=7860, help="0: any that is free (default: %(default)s)")
+    verb.add_argument("--open", action="store_true", help="open the page in the browser")
+    verb.add_argument("--embed", action="store_true", help="let other sites show the page in a frame")
+    _add_hub_options(verb)
+
     from .recipes import RECIPES, Recipe
 
     verb = _verb(

@@ -11,7 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from .errors import ConfigError, ExportError, InputError
+from .errors import ConfigError, ExportError, InputError, require
 from .list_command import preset_record
 
 
@@ -309,6 +309,23 @@ def push_command(arguments: argparse.Namespace) -> int:
         **message,
     )
     print(json.dumps({"commit": address}) if arguments.json else address)
+    return 0
+
+
+def demo_command(arguments: argparse.Namespace) -> int:
+    """Runs the web demo until it is told to stop."""
+    for module in ("gradio", "torch", "tensorflow", "ai_edge_litert", "ai_edge_quantizer"):
+        require(module, "demo", "The web demo")
+    from mobilevit_hub.spaces.server import serve
+
+    serve(
+        arguments.names,
+        host=arguments.host,
+        port=arguments.port,
+        embed=arguments.embed,
+        open_browser=arguments.open,
+        **hub_options(arguments),
+    )
     return 0
 
 

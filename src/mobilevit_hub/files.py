@@ -30,6 +30,15 @@ def sha256_of(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def cache_folder() -> Path:
+    """Where this package keeps what it can make again: compiled kernels, files that the web demo exported.
+
+    Raises:
+        RuntimeError: The user has no home.
+    """
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mobilevit_hub"
+
+
 def json_bytes(data: Any) -> bytes:
     """JSON with sorted keys and a final newline: equal data gives equal bytes."""
     return (json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()

@@ -70,7 +70,11 @@ IMAGE_STARTS = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\x00", b"
 
 
 def load_image(
-    source: Any, *, background: tuple[int, int, int] = (255, 255, 255), data_format: str = "HWC"
+    source: Any,
+    *,
+    background: tuple[int, int, int] = (255, 255, 255),
+    data_format: str = "HWC",
+    max_pixels: int = MAX_IMAGE_PIXELS,
 ) -> Image.Image:
     """Reads one picture and returns it upright, as 8-bit RGB, without metadata.
 
@@ -84,9 +88,10 @@ def load_image(
             top of this module has the array shapes and types. Addresses are not fetched.
         background: Red, green and blue, 0 to 255, shown where the picture is transparent.
         data_format: Order of the axes of an array or tensor, `"HWC"` or `"CHW"`; never guessed.
+        max_pixels: The largest picture that is decoded; a service may take less than the 50 million of the default.
 
     Returns:
-        A new `PIL.Image.Image` of mode `"RGB"`, at least 1 × 1 and at most 50 million pixels.
+        A new `PIL.Image.Image` of mode `"RGB"`, at least 1 × 1 and at most `max_pixels`.
 
     Raises:
         ImageError: The file is missing, not a regular file, over 64 MiB, of another format, damaged
@@ -98,12 +103,12 @@ def load_image(
     if data_format not in ("HWC", "CHW"):
         raise InputError(f"data_format is {data_format!r}; expected 'HWC' or 'CHW'.", field="data_format")
     if isinstance(source, Image.Image):
-        return _upright_rgb(source, "image", background)
+        return _upright_rgb(source, "image", background, max_pixels)
     if isinstance(source, str | os.PathLike):
         path = os.fsdecode(source)
         name = path if path.isprintable() and path else repr(path)
         try:
-            return _decode(_read_file(path, name), name, background)
+            return _decode(_read_file(path, name), name, background, max_pixels)
         except (ImageError, MissingDependencyError) as error:
             error.path = path
             raise
@@ -111,12 +116,12 @@ def load_image(
         data = bytes(source)
         if not data:
             raise InputError(f"The image is an empty {type(source).__name__} object; expected the bytes of a file.")
-        return _decode(data, f"image of {len(data):,} bytes", background)
+        return _decode(data, f"image of {len(data):,} bytes", background, max_pixels)
     if hasattr(source, "read"):
         name = str(getattr(source, "name", "file object"))
-        return _decode(_read_stream(source, name), name, background)
+        return _decode(_read_stream(source, name), name, background, max_pixels)
     if hasattr(source, "__array__"):
-        return _upright_rgb(_image_from_array(source, data_format), "array", background)
+        return _upright_rgb(_image_from_array(source, data_format, max_pixels), "array", background, max_pixels)
     accepted = "a path, bytes, a binary file, a PIL image, an array or a tensor"
     raise InputError(f"An image cannot be made from {type(source).__name__}; expected {accepted}.")
 
@@ -249,7 +254,7 @@ def _without_warnings(function: Callable[..., Image.Image]) -> Callable[..., Ima
 
 
 @_without_warnings
-def _decode(data: bytes, name: str, background: tuple[int, int, int]) -> Image.Image:
+def _decode(data: bytes, name: str, background: tuple[int, int, int], max_pixels: int) -> Image.Image:
     if not data:
         raise ImageError(f"{name}: the file is empty.")
     formats = _allowed_formats(data, name)
@@ -259,7 +264,7 @@ def _decode(data: bytes, name: str, background: tuple[int, int, int]) -> Image.I
         except UnidentifiedImageError as error:
             raise ImageError(f"{name}: {_what_it_is(data)}.") from error
         with image:
-            return _upright_rgb(image, name, background)
+            return _upright_rgb(image, name, background, max_pixels)
 
 
 @contextmanager
@@ -322,7 +327,7 @@ def _what_it_is(data: bytes) -> str:
 # --------------------------------------------------------------------------------------------------
 
 
-def _image_from_array(source: Any, data_format: str) -> Image.Image:
+def _image_from_array(source: Any, data_format: str, max_pixels: int) -> Image.Image:
     array = _to_numpy(source)
     if data_format == "CHW" and array.ndim == 3:
         array = np.moveaxis(array, 0, -1)
@@ -335,7 +340,7 @@ def _image_from_array(source: Any, data_format: str) -> Image.Image:
         raise InputError(
             f"The array has shape {array.shape} (read as {data_format}); expected (H, W) or 1, 3 or 4 channels.{hint}"
         )
-    _check_pixels(array.shape[1], array.shape[0], "array")
+    _check_pixels(array.shape[1], array.shape[0], "array", max_pixels)
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     return Image.fromarray(np.ascontiguousarray(_to_8_bit(array)))
@@ -370,20 +375,20 @@ def _to_8_bit(array: np.ndarray) -> np.ndarray:
     raise InputError(f"The array has type {array.dtype}; expected uint8, uint16 or floats in [0, 1].")
 
 
-def _check_pixels(width: int, height: int, name: str) -> None:
+def _check_pixels(width: int, height: int, name: str, max_pixels: int) -> None:
     if width < 1 or height < 1:
         raise ImageError(f"{name}: {width} × {height} has no pixels.")
-    if width * height > MAX_IMAGE_PIXELS:
+    if width * height > max_pixels:
         raise ImageError(
             f"{name}: {width} × {height} is {width * height / 1e6:,.0f} million pixels; "
-            f"the limit is {MAX_IMAGE_PIXELS // 10**6} million. Make it smaller."
+            f"the limit is {max_pixels // 10**6} million. Make it smaller."
         )
 
 
 @_without_warnings
-def _upright_rgb(image: Image.Image, name: str, background: tuple[int, int, int]) -> Image.Image:
+def _upright_rgb(image: Image.Image, name: str, background: tuple[int, int, int], max_pixels: int) -> Image.Image:
     with _as_image_error(name):
-        _check_pixels(image.width, image.height, name)
+        _check_pixels(image.width, image.height, name, max_pixels)
         # TIFF and HEIF plug-ins turn the picture themselves while loading and then drop the tag, so
         # the tag is read after it.
         image.load()

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..files import cache_folder
 from .folded import FoldedClassifier
 from .plan import Plan
 
@@ -54,7 +55,7 @@ def library(bfloat16: bool = False) -> ctypes.CDLL:
     name = f"kernels-{hashlib.sha256(chr(0).join(made_of).encode()).hexdigest()[:16]}.so"
     with ExitStack() as stack:
         try:
-            home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mobilevit_hub"
+            home = cache_folder()
             if not (home / name).exists():
                 home.mkdir(mode=0o700, parents=True, exist_ok=True)
                 stack.enter_context(tempfile.TemporaryDirectory(dir=home))  # can it be written?

@@ -1,0 +1,267 @@
+"""What a visitor sees: one tab for each task, and one about the model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from mobilevit_hub.errors import ImageError, MobileViTHubError
+from mobilevit_hub.images import load_image
+
+from . import panels
+from .about import about
+from .classification import classify
+from .heatmap import STAGES, draw, heatmap, seen_part
+from .models import RUNTIMES, Models, OpenedModel
+
+MAX_PHOTO_PIXELS = 25_000_000
+"""A photo of a 24-megapixel camera; decoding it takes a second and 200 MB."""
+OPENING_SECONDS = 600
+EXAMPLES = sorted((Path(__file__).parent / "examples").glob("*.jpg"))
+STYLE = Path(__file__).with_name("style.css")
+
+log = logging.getLogger("mobilevit_hub.demo")
+
+
+def build_page(models: Models) -> gr.Blocks:
+    """The page as a Gradio app; to be mounted or launched with `theme()` and the style sheet `STYLE`.
+
+    Args:
+        models: What visitors can choose; the first should be open.
+    """
+    with gr.Blocks(
+        title="MobileViT: PyTorch, Keras, TFLite", analytics_enabled=False, delete_cache=(600, 3600)
+    ) as page:
+        gr.HTML(panels.HEADER)
+        model = gr.Dropdown(
+            models.names,
+            value=models.names[0],
+            label="Model",
+            info="The first is part of the package; the others are downloaded once and take a minute to open.",
+            elem_id="model",
+        )
+        with gr.Tabs():
+            for title, tab in TABS.items():
+                with gr.Tab(title, id=title.lower()):
+                    tab(models, model)
+    page.queue(max_size=32, default_concurrency_limit=1)
+    return page
+
+
+def theme() -> gr.Theme:
+    """Colours and type; the style sheet has what a theme cannot say."""
+    fonts = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]  # no font comes from another host
+    return gr.themes.Base(font=fonts, font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"]).set(
+        body_background_fill="#f6f4ef",
+        body_background_fill_dark="#121614",
+        body_text_color="#1d2321",
+        body_text_color_dark="#e8ece9",
+        body_text_color_subdued="#5d6762",
+        body_text_color_subdued_dark="#9aa59f",
+        background_fill_primary="#ffffff",
+        background_fill_primary_dark="#1b211e",
+        background_fill_secondary="#f6f4ef",
+        background_fill_secondary_dark="#121614",
+        block_background_fill="#ffffff",
+        block_background_fill_dark="#1b211e",
+        block_border_color="#dfdbd1",
+        block_border_color_dark="#2c3531",
+        block_radius="10px",
+        block_shadow="none",
+        border_color_primary="#dfdbd1",
+        border_color_primary_dark="#2c3531",
+        border_color_accent="#0f766e",
+        border_color_accent_dark="#4fc3b5",
+        color_accent="#0f766e",
+        color_accent_soft="#d5ebe7",
+        color_accent_soft_dark="#1d3a36",
+        input_background_fill="#ffffff",
+        input_background_fill_dark="#121614",
+        button_primary_background_fill="#0f766e",
+        button_primary_background_fill_hover="#0c5f59",
+        button_primary_text_color="#ffffff",
+        button_primary_background_fill_dark="#4fc3b5",
+        button_primary_background_fill_hover_dark="#7fd6cb",
+        button_primary_text_color_dark="#0d1412",
+        checkbox_label_background_fill="#f6f4ef",
+        checkbox_label_background_fill_dark="#121614",
+        checkbox_label_background_fill_hover="#d5ebe7",
+        checkbox_label_background_fill_hover_dark="#1d3a36",
+        checkbox_label_background_fill_selected="#d5ebe7",
+        checkbox_label_background_fill_selected_dark="#1d3a36",
+        checkbox_background_color_selected="#0f766e",
+        checkbox_background_color_selected_dark="#4fc3b5",
+        checkbox_border_color_selected="#0f766e",
+        checkbox_border_color_selected_dark="#4fc3b5",
+        slider_color="#0f766e",
+        slider_color_dark="#4fc3b5",
+    )
+
+
+# --------------------------------------------------------------------------------------------------
+# Tabs: a function each, which builds its part of the page for the chosen model
+# --------------------------------------------------------------------------------------------------
+
+
+def classify_tab(models: Models, model: gr.Dropdown) -> None:
+    """A photo; its labels in every runtime; what the network looks at; the files for the phone."""
+    with gr.Row(elem_id="work"):
+        with gr.Column(scale=5, min_width=300):
+            photo = gr.Image(
+                label="Photo",
+                sources=["upload", "clipboard", "webcam"],
+                buttons=[],
+                height=320,
+                elem_id="photo",
+                alt_text="The chosen photo",
+            )
+            photo.preprocess = _uploaded_file  # type: ignore[method-assign] # a subclass makes Gradio write files
+            gr.Examples([[str(path)] for path in EXAMPLES], [photo], label="Examples", elem_id="examples")
+            again = gr.Button("Classify", variant="primary", elem_id="classify")
+            stage = gr.Radio(
+                [(str(stage), stage) for stage in STAGES],
+                value=4,
+                label="What the network looks at, after stage",
+                elem_id="stage",
+            )
+            look = gr.HTML(elem_id="look")
+        with gr.Column(scale=8, min_width=300):
+            runtimes = gr.CheckboxGroup(
+                [(title, name) for name, title in RUNTIMES.items()],
+                value=list(RUNTIMES),
+                label="Runtimes",
+                elem_id="runtimes",
+            )
+            answer = gr.HTML(panels.EMPTY, elem_id="answer")
+            downloads = gr.HTML(elem_id="downloads")
+
+    def show(path: str | None, name: str, chosen: list[str], of_stage: int) -> tuple[str, str, str]:
+        if path is None:
+            return panels.EMPTY, "", ""
+
+        def compute() -> tuple[str, str, str]:
+            opened = _opened(models, name)
+            picture = _load(path)
+            result = classify(picture, opened, chosen)
+            values, label = heatmap(picture, opened, of_stage)
+            drawn = draw(seen_part(picture, opened), values)
+            return (
+                panels.results(result),
+                panels.look(drawn, label, of_stage, (values.shape[0], values.shape[1])),
+                panels.downloads(models.names.index(name), opened.files),
+            )
+
+        try:
+            return _explained(compute)
+        except _NotReadyError as wait:
+            return panels.waiting(str(wait)), "", ""
+        except MobileViTHubError as error:
+            return panels.problem(str(error)), "", ""
+
+    def open_first(name: str) -> Iterator[tuple[str, str, str]]:
+        """Says that a model is being opened, until it is."""
+        try:
+            future = models.open(name)
+            if not future.done():
+                yield panels.waiting(_OPENING.format(name=name)), "", ""
+                future.result(OPENING_SECONDS)
+        except FutureTimeoutError:
+            yield panels.waiting(_OPENING.format(name=name)), "", ""
+        except MobileViTHubError:
+            pass  # which the event after this one says
+
+    def classify_photo(path: str, name: str, chosen: list[str]) -> dict[str, Any]:
+        """Classifies an uploaded photo in each of some runtimes."""
+
+        def compute() -> dict[str, Any]:
+            return classify(_load(path), _opened(models, name), chosen)
+
+        try:
+            return _explained(compute)
+        except (MobileViTHubError, _NotReadyError) as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    inputs, outputs = [photo, model, runtimes, stage], [answer, look, downloads]
+    shared = {"api_visibility": "private", "concurrency_id": "classify", "show_progress": "minimal"}
+    gr.on([photo.change, runtimes.change, stage.change, again.click], show, inputs, outputs, **shared)
+    model.change(
+        open_first, [model], outputs, api_visibility="private", concurrency_id="open", concurrency_limit=4
+    ).then(show, inputs, outputs, **shared)
+    # The same for programs: an event without anything to click, of the same queue.
+    gr.Button(visible=False).click(
+        classify_photo,
+        [photo, model, runtimes],
+        gr.JSON(visible=False),
+        api_name="classify",
+        api_description="Classifies an uploaded photo in each of some runtimes.",
+        concurrency_id="classify",
+    )
+
+
+def about_tab(models: Models, model: gr.Dropdown) -> None:
+    """What the chosen model is, under which licence, from which papers."""
+    text = gr.Markdown(about(models.names[0]), elem_id="about")
+    model.change(about, [model], text, api_visibility="private", queue=False)
+
+
+TABS: dict[str, Callable[[Models, gr.Dropdown], None]] = {"Classify": classify_tab, "About": about_tab}
+"""Title and function of each tab. A tab for another task is one more function here."""
+
+
+# --------------------------------------------------------------------------------------------------
+# What every tab needs
+# --------------------------------------------------------------------------------------------------
+
+_OPENING = (
+    "{name} is being opened: its weights are downloaded once, and two .tflite files exported from them. "
+    "That takes a minute or two; the answer appears here."
+)
+
+
+class _NotReadyError(Exception):
+    """The model is still being opened."""
+
+
+def _opened(models: Models, name: str) -> OpenedModel:
+    future: Future[OpenedModel] = models.open(name)
+    if not future.done():
+        raise _NotReadyError(_OPENING.format(name=name))
+    return future.result()
+
+
+def _uploaded_file(payload: Any) -> str | None:
+    """The file as it was uploaded: `load_image` decodes it, as everywhere in this package, and not Gradio."""
+    return None if payload is None else payload.path
+
+
+def _load(path: str) -> Image.Image:
+    """A photo from its bytes, so that no message names a path of the server."""
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise ImageError("The photo is gone from the server, which keeps it for an hour; choose it again.") from error
+    try:
+        return load_image(content, max_pixels=MAX_PHOTO_PIXELS)
+    except MobileViTHubError as error:
+        text = str(error).split(": ", 1)[-1]
+        raise ImageError(f"The photo cannot be used: {text}") from error
+
+
+def _explained(compute: Callable[[], Any]) -> Any:
+    """Runs a computation; what nobody foresaw is logged, and named without details."""
+    try:
+        return compute()
+    except (MobileViTHubError, _NotReadyError):
+        raise
+    except Exception as error:
+        log.exception("unexpected error")
+        raise MobileViTHubError(
+            "Something went wrong on the server, and it was written to its log; another photo may work."
+        ) from error
