@@ -5,6 +5,9 @@
 # make test-without-torch, make test-without-keras   the tests as where that framework is not installed
 # make bench       the measured comparisons, on a machine that does nothing else (first run: installs 8 GB)
 # make notebooks   the notebooks, from the scripts in examples/
+# make space       the web demo, on http://127.0.0.1:7860
+# make browser     the page that runs the .tflite file in the browser, into spaces/browser/dist (needs Node.js)
+# make docs        the documentation, into site/
 #
 # Needs Python 3.11 and make; everything else is installed into .venv, once. The stamp files in .venv record
 # what is installed, so that a second call installs nothing and a changed requirement installs again.
@@ -15,9 +18,9 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 REQUIREMENTS := setup.py pyproject.toml constraints.txt
 # Two processes, each with one thread: much of the time goes into tracing TensorFlow graphs, which takes one.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
-SOURCES := src tf conversion tests examples benchmarks setup.py
+SOURCES := src tf conversion spaces tests examples benchmarks docs setup.py
 
-.PHONY: demo test test-full test-without-torch test-without-keras check bench notebooks
+.PHONY: demo test test-full test-without-torch test-without-keras check bench notebooks space browser docs
 .DELETE_ON_ERROR:
 
 demo: .venv/.demo
@@ -47,6 +50,9 @@ bench: .venv/.test
 notebooks: .venv/.test
 	$(BIN)/jupytext --quiet --to ipynb --update --output examples/finetune_keras.ipynb examples/finetune_keras.py
 
+space: .venv/.space
+	$(BIN)/mobilevit-hub demo
+
 check: .venv/.test .types
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
@@ -62,9 +68,13 @@ check: .venv/.test .types
 	$(INSTALL) -e ".[torch]" matplotlib
 	touch $@
 
+.venv/.space: .venv/.torch $(REQUIREMENTS)
+	$(INSTALL) -e ".[demo]"
+	touch $@
+
 # timm without its dependencies: its torchvision would bring another build of torch, and the tests do without it.
 .venv/.test: .venv/.torch $(REQUIREMENTS)
-	$(INSTALL) -e ".[torch,tf,export,train,eval,dev]"
+	$(INSTALL) -e ".[torch,tf,export,train,eval,demo,docs,dev]"
 	$(INSTALL) --no-deps timm
 	touch $@
 
@@ -74,4 +84,4 @@ check: .venv/.test .types
 .types:
 	rm -rf .types
 	mkdir -p .types/mobilevit_hub
-	ln -s $(CURDIR)/src/mobilevit_hub/* $(CURDIR)/tf $(CURDIR)/conversion .types/mobilevit_hub/
+	ln -s $(CURDIR)/src/mobilevit_hub/* $(CURDIR)/tf $(CURDIR)/conversion $(CURDIR)/spaces .types/mobilevit_hub/

@@ -45,7 +45,8 @@ EXTRAS = {
     "train": ["datasets>=5.2", "matplotlib>=3.11", "tensorboard>=2.20"],
     "eval": ["datasets>=5.2", "evaluate>=0.4.6", "matplotlib>=3.11"],
     "heif": ["pillow-heif>=1.3"],
-    "demo": [f"{NAME}[torch,export]", "gradio>=6.31"],
+    "demo": [f"{NAME}[torch,export]", "fastapi>=0.165", "gradio>=6.31", "uvicorn>=0.54"],
+    "docs": ["mkdocs>=1.6", "mkdocs-material>=9.8", "mkdocstrings[python]>=1.0"],
     "dev": [
         "jupytext>=1.19",
         "mypy>=2.4",
@@ -53,6 +54,7 @@ EXTRAS = {
         "onnxruntime>=1.31",
         "onnxscript>=0.7",
         "packaging>=26",
+        "playwright>=1.65",
         "pytest>=9.2",
         "pytest-xdist>=3.8",
         "ruff>=0.17",

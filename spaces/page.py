@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -159,7 +160,7 @@ def classify_tab(models: Models, model: gr.Dropdown) -> None:
             )
 
         try:
-            return _explained(compute)
+            return _logged(path, name, compute)
         except _NotReadyError as wait:
             return panels.waiting(str(wait)), "", ""
         except MobileViTHubError as error:
@@ -184,7 +185,7 @@ def classify_tab(models: Models, model: gr.Dropdown) -> None:
             return classify(_load(path), _opened(models, name), chosen)
 
         try:
-            return _explained(compute)
+            return _logged(path, name, compute)
         except (MobileViTHubError, _NotReadyError) as error:
             raise gr.Error(str(error), print_exception=False) from error
 
@@ -254,14 +255,24 @@ def _load(path: str) -> Image.Image:
         raise ImageError(f"The photo cannot be used: {text}") from error
 
 
-def _explained(compute: Callable[[], Any]) -> Any:
-    """Runs a computation; what nobody foresaw is logged, and named without details."""
+def _logged(path: str, name: str, compute: Callable[[], Any]) -> Any:
+    """Runs a computation and logs what came of it, but nothing that a visitor wrote or sent.
+
+    What nobody foresaw is named without details; its traceback goes into the log.
+    """
+    started, outcome = time.perf_counter(), "answered"
     try:
         return compute()
-    except (MobileViTHubError, _NotReadyError):
+    except (MobileViTHubError, _NotReadyError) as error:
+        outcome = type(error).__name__
         raise
     except Exception as error:
+        outcome = type(error).__name__
         log.exception("unexpected error")
         raise MobileViTHubError(
             "Something went wrong on the server, and it was written to its log; another photo may work."
         ) from error
+    finally:
+        size = Path(path).stat().st_size if Path(path).exists() else 0
+        milliseconds = 1000 * (time.perf_counter() - started)
+        log.info("a photo of %d kB: %s in %.0f ms", size / 1000, outcome, milliseconds)

@@ -12,12 +12,17 @@ from PIL import Image
 
 from .models import PRECISIONS, RUNTIMES
 
-LOGO = (
-    '<svg class="logo" viewBox="0 0 20 20" aria-hidden="true"><rect width="9" height="9" rx="2"/>'
-    '<rect class="accent" x="11" width="9" height="9" rx="2"/><rect y="11" width="9" height="9" rx="2"/>'
-    '<rect x="11" y="11" width="9" height="9" rx="2"/></svg>'
+PATCHES = (
+    '<rect width="9" height="9" rx="2"/><rect class="accent" x="11" width="9" height="9" rx="2"/>'
+    '<rect y="11" width="9" height="9" rx="2"/><rect x="11" y="11" width="9" height="9" rx="2"/>'
 )
-"""Four patches, one of them looked at."""
+"""The logo: four patches, one of them looked at."""
+
+LOGO = f'<svg class="logo" viewBox="0 0 20 20" aria-hidden="true">{PATCHES}</svg>'
+ICON = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="-2 -2 24 24"><style>rect{fill:#9aa59f}.accent{fill:#0f766e}</style>'
+    f"{PATCHES}</svg>"
+)
 
 HEADER = f"""<header class="top">{LOGO}<div><h1>MobileViT, everywhere the same</h1>
 <p>One small vision transformer in PyTorch, in Keras and as the <code>.tflite</code> file of a phone app:

@@ -19,11 +19,12 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 import gradio as gr
 import uvicorn
 from fastapi import FastAPI, HTTPException
-from fastapi.responses import FileResponse, PlainTextResponse
+from fastapi.responses import FileResponse, PlainTextResponse, Response
 
 from mobilevit_hub.errors import InputError, SourceError
 from mobilevit_hub.files import temporary_folder
 
+from . import panels
 from .models import PRECISIONS, Models
 from .page import STYLE, build_page, theme
 
@@ -96,6 +97,10 @@ def build_app(models: Models, *, embed: bool = False) -> FastAPI:
     @app.get("/health")
     async def health() -> dict[str, str]:
         return {"status": "ok"}
+
+    @app.get("/favicon.ico")
+    async def icon() -> Response:
+        return Response(panels.ICON, media_type="image/svg+xml")
 
     @app.get("/files/{number}/{precision}.tflite")
     async def file(number: int, precision: str) -> FileResponse:

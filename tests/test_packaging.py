@@ -24,8 +24,14 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = "mobilevit_hub"
-FOLDERS = {PACKAGE: ROOT / "src" / PACKAGE, f"{PACKAGE}.tf": ROOT / "tf", f"{PACKAGE}.conversion": ROOT / "conversion"}
-SOURCES = [(prefix, folder, path) for prefix, folder in FOLDERS.items() for path in sorted(folder.rglob("*.py"))]
+FOLDERS = {PACKAGE: ROOT / "src" / PACKAGE}
+FOLDERS |= {f"{PACKAGE}.{name}": ROOT / name for name in ("tf", "conversion", "spaces")}
+SOURCES = [
+    (prefix, folder, path)
+    for prefix, folder in FOLDERS.items()
+    for path in sorted(folder.rglob("*.py"))
+    if "browser" not in path.parts  # the page of JavaScript, and what npm installed
+]
 MODULES = sorted(
     ".".join([prefix, *(part for part in path.relative_to(folder).with_suffix("").parts if part != "__init__")])
     for prefix, folder, path in SOURCES
@@ -58,8 +64,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy = tmp_path_factory.mktemp("checkout")
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, copy)
-    for name in ("src", "tf", "conversion"):
-        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    for name in ("src", "tf", "conversion", "spaces"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", "browser"))
     return copy
 
 
@@ -107,9 +113,9 @@ print(json.dumps({name: importlib.import_module(name).__file__ for name in sys.a
 
 
 def runs_here(module: str) -> bool:
-    """Whether the framework that a module of one of the twins imports is installed."""
-    needs = {f"{PACKAGE}.pt": "torch", f"{PACKAGE}.tf": "tensorflow"}
-    return all(find_spec(framework) for twin, framework in needs.items() if f"{module}.".startswith(f"{twin}."))
+    """Whether what a module of one of the twins or of the web demo imports is installed."""
+    needs = {f"{PACKAGE}.pt": "torch", f"{PACKAGE}.tf": "tensorflow", f"{PACKAGE}.spaces": "gradio"}
+    return all(find_spec(framework) for part, framework in needs.items() if f"{module}.".startswith(f"{part}."))
 
 
 @pytest.mark.parametrize("form", ["wheel", "sdist", "editable"])
@@ -195,7 +201,7 @@ def test_metadata_states_version_python_and_licence(metadata: Distribution) -> N
 
 # --- requirements --------------------------------------------------------------------------------------------------
 
-EXTRAS = ["torch", "tf", "tflite", "export", "train", "eval", "heif", "demo", "dev", "all"]
+EXTRAS = ["torch", "tf", "tflite", "export", "train", "eval", "heif", "demo", "docs", "dev", "all"]
 
 
 def requirements(metadata: Distribution, *extras: str) -> dict[str, Requirement]:
@@ -229,7 +235,10 @@ def test_constraints_pin_each_requirement_within_its_range(extra: str, metadata:
 
 
 def test_all_holds_every_extra_that_users_ask_for(metadata: Distribution) -> None:
-    assert requirements(metadata, "all").keys() == requirements(metadata, *[e for e in EXTRAS if e != "dev"]).keys()
+    assert (
+        requirements(metadata, "all").keys()
+        == requirements(metadata, *[e for e in EXTRAS if e not in ("dev", "docs")]).keys()
+    )
 
 
 def test_base_install_has_no_framework_and_keras_users_get_no_torch(metadata: Distribution) -> None:
