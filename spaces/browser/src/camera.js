@@ -7,10 +7,15 @@ const PROBLEMS = {
   NotReadableError: "The camera is used by another program. Close that, or choose a photo.",
 };
 
+function end(stream) {
+  for (const track of stream.getTracks()) track.stop();
+}
+
 /** Shows the camera in a video element. */
 export class Camera {
   #video;
   #stream = null;
+  #turn = 0; // counts stops
   #facing = "environment"; // the one on the back, where there are two
 
   constructor(video) {
@@ -26,17 +31,24 @@ export class Camera {
       throw new PageError("Browsers give the camera only to pages at https:// or on localhost. Choose a photo instead.");
     }
     this.stop();
+    const turn = this.#turn;
     try {
       const wish = { facingMode: { ideal: this.#facing }, width: { ideal: 1280 }, height: { ideal: 720 } };
-      this.#stream = await navigator.mediaDevices.getUserMedia({ video: wish, audio: false });
-      this.#video.srcObject = this.#stream;
+      const stream = await navigator.mediaDevices.getUserMedia({ video: wish, audio: false });
+      if (turn !== this.#turn) {
+        end(stream); // stopped while the visitor was asked
+        return;
+      }
+      this.#stream = stream;
+      this.#video.srcObject = stream;
+      const facing = stream.getVideoTracks()[0].getSettings().facingMode ?? this.#facing;
+      this.#video.classList.toggle("mirrored", facing === "user");
       await this.#video.play();
     } catch (error) {
+      if (turn !== this.#turn) return;
       this.stop();
       throw new PageError(PROBLEMS[error.name] ?? `The camera does not start (${error.message || error.name}). Choose a photo instead.`);
     }
-    const [track] = this.#stream.getVideoTracks();
-    this.#video.classList.toggle("mirrored", (track.getSettings().facingMode ?? this.#facing) === "user");
   }
 
   async switch() {
@@ -45,7 +57,8 @@ export class Camera {
   }
 
   stop() {
-    for (const track of this.#stream?.getTracks() ?? []) track.stop();
+    this.#turn++;
+    if (this.#stream) end(this.#stream);
     this.#stream = null;
     this.#video.srcObject = null;
   }
@@ -53,5 +66,17 @@ export class Camera {
   /** What it shows now; null: nothing yet. */
   async frame() {
     return this.#video.videoWidth ? createImageBitmap(this.#video) : null;
+  }
+
+  /** The same as a file. */
+  async photo() {
+    const frame = await this.frame();
+    if (!frame) return null;
+    const canvas = document.createElement("canvas");
+    Object.assign(canvas, { width: frame.width, height: frame.height });
+    canvas.getContext("2d").drawImage(frame, 0, 0);
+    frame.close();
+    const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
+    return new File([blob], "from the camera");
   }
 }

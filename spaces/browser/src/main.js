@@ -27,11 +27,12 @@ function refresh() {
 
 async function loop() {
   for (;;) {
-    isStale = false;
     try {
-      await look();
+      while (opened?.choice !== choice) await openChosen();
+      isStale = false;
+      await look(opened.classifier);
     } catch (error) {
-      if (!isStale) fail(error);
+      fail(error);
     }
     if (isStale) continue;
     await new Promise((resolve) => {
@@ -41,26 +42,21 @@ async function loop() {
   }
 }
 
-async function look() {
-  const classifier = await openChosen();
+async function look(classifier) {
+  const [wanted, start] = [photo, performance.now()];
   if (camera.isOn) {
     const frame = await camera.frame();
-    if (frame) await classify(frame, performance.now(), classifier, { repeat: false });
-  } else if (photo) {
-    const start = performance.now();
-    await classify(await decodePhoto(), start, classifier, { repeat: true });
+    if (frame) await classify(frame, start, classifier, { repeat: false });
+  } else if (wanted) {
+    try {
+      await classify(await decode(wanted), start, classifier, { repeat: true });
+    } catch (error) {
+      if (photo !== wanted) return; // nobody wants to know any more
+      photo = null;
+      throw error;
+    }
   } else {
     showStatus("Ready. Choose a photo.");
-  }
-}
-
-async function decodePhoto() {
-  const wanted = photo;
-  try {
-    return await decode(wanted);
-  } catch (error) {
-    if (photo === wanted) photo = null;
-    throw error;
   }
 }
 
@@ -100,26 +96,25 @@ function choose(model, file) {
   refresh();
 }
 
+/** Opens what is chosen; where that fails, what was open before is chosen again. */
 async function openChosen() {
-  if (opened?.choice === choice) return opened.classifier;
   const [before, wanted] = [opened, choice];
   const { model, file } = wanted;
   showStatus(before ? "Opening the file …" : "Loading LiteRT and the model …");
   opened = null;
   before?.classifier.close();
-  let classifier;
   try {
-    classifier = await Classifier.open(file ? await read(file) : await download(model), file?.name ?? model);
+    const content = file ? await read(file) : await download(model);
+    opened = { choice: wanted, classifier: await Classifier.open(content, file?.name ?? model) };
   } catch (error) {
-    // Back to the one before; it is opened with the next photo, until when the message stays.
-    if (choice === wanted) setChoice(before?.choice.model ?? MODELS[0].file, before?.choice.file);
+    if (choice !== wanted) return;
+    setChoice(before?.choice.model ?? MODELS[0].file, before?.choice.file);
+    isStale = false; // it is opened with the next photo, until when the message stays
     throw error;
   }
-  opened = { choice: wanted, classifier };
-  if (file) showOwn(file, classifier);
-  showModel(classifier, file ? null : addressOf(model));
+  if (file) showOwn(file, opened.classifier);
+  showModel(opened.classifier, file ? null : addressOf(model));
   if (!photo) showProblem("");
-  return classifier;
 }
 
 const addressOf = (model) => new URL(`models/${encodeURIComponent(model)}`, document.baseURI).href;
@@ -150,7 +145,7 @@ function showOwn(file, { record }) {
   document.querySelector(`[name=model][value=${OWN}]`)?.closest("label").remove();
   const own = { value: OWN, precision: record.precision, name: file.name, bytes: file.size };
   element("choices").append(modelChoice(own, () => choose(OWN, file)));
-  document.querySelector(`[name=model][value=${OWN}]`).checked = true;
+  document.querySelector(`[name=model][value=${OWN}]`).checked = choice.file === file;
 }
 
 // --- Photos and the camera -------------------------------------------------------------------------------------------
@@ -178,18 +173,22 @@ async function takeExample({ file, what }) {
 }
 
 async function startCamera(start) {
-  photo = null;
   try {
     await start();
   } catch (error) {
     fail(error);
     return;
   }
+  if (!camera.isOn) return; // stopped meanwhile
+  photo = null;
   showStage({ camera: true });
   refresh();
 }
 
-function stopCamera() {
+/** Its last picture stays as the photo. */
+async function stopCamera() {
+  const last = await camera.photo();
+  if (last) return takePhoto(last);
   camera.stop();
   showStage({});
   refresh();
