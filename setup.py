@@ -45,7 +45,7 @@ EXTRAS = {
     "train": ["datasets>=5.2", "matplotlib>=3.11", "tensorboard>=2.20"],
     "eval": ["datasets>=5.2", "evaluate>=0.4.6", "matplotlib>=3.11"],
     "heif": ["pillow-heif>=1.3"],
-    "demo": [f"{NAME}[torch,export]", "fastapi>=0.165", "gradio>=6.31", "uvicorn>=0.54"],
+    "demo": [f"{NAME}[torch,export]", "fastapi>=0.165", "gradio>=6.31", "starlette>=1.10", "uvicorn>=0.54"],
     "docs": ["mkdocs>=1.6", "mkdocs-material>=9.8", "mkdocstrings[python]>=1.0"],
     "dev": [
         "jupytext>=1.19",

@@ -115,21 +115,33 @@ class Models:
         self._lock, self._worker = threading.Lock(), ThreadPoolExecutor(1, "open-model")
 
     def open(self, name: str) -> Future[OpenedModel]:
-        """The model, opened or on its way; raises `InputError` for a name that is not in `names`."""
+        """The model, opened or on its way; what failed is tried again by the call after the one that is told so.
+
+        Raises:
+            InputError: `name` is not in `names`.
+        """
         if name not in self.names:
             raise InputError(
                 f"There is no model {str(name)[:80]!r} here; choose one of {', '.join(self.names)}.", field="model"
             )
         with self._lock:
             future = self._opened.get(name)
-            if future is None or (future.done() and future.exception() is not None):
+            if future is None:
                 future = self._opened[name] = self._worker.submit(
                     open_model, name, self._folder, self._report, **self._places
                 )
             self._opened.move_to_end(name)
+            if future.done() and future.exception() is not None:
+                del self._opened[name]
             while len(self._opened) > KEPT:
                 self._opened.popitem(last=False)
         return future
+
+    def opened(self, number: int) -> OpenedModel | None:
+        """The model at a place of `names`, if it is open; opens none."""
+        future = self._opened.get(self.names[number]) if 0 <= number < len(self.names) else None
+        ready = future is not None and future.done() and future.exception() is None
+        return future.result() if future is not None and ready else None
 
 
 def _export_folder() -> Path:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
 from typing import Any
@@ -231,7 +231,7 @@ class _NotReadyError(Exception):
 
 
 def _opened(models: Models, name: str) -> OpenedModel:
-    future: Future[OpenedModel] = models.open(name)
+    future = models.open(name)
     if not future.done():
         raise _NotReadyError(_OPENING.format(name=name))
     return future.result()
@@ -249,7 +249,7 @@ def _load(path: str) -> Image.Image:
     except OSError as error:
         raise ImageError("The photo is gone from the server, which keeps it for an hour; choose it again.") from error
     try:
-        return load_image(content, max_pixels=MAX_PHOTO_PIXELS)
+        return load_image(io.BytesIO(content), max_pixels=MAX_PHOTO_PIXELS)
     except MobileViTHubError as error:
         text = str(error).split(": ", 1)[-1]
         raise ImageError(f"The photo cannot be used: {text}") from error

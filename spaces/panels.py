@@ -20,8 +20,8 @@ PATCHES = (
 
 LOGO = f'<svg class="logo" viewBox="0 0 20 20" aria-hidden="true">{PATCHES}</svg>'
 ICON = (
-    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="-2 -2 24 24"><style>rect{fill:#9aa59f}.accent{fill:#0f766e}</style>'
-    f"{PATCHES}</svg>"
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="-2 -2 24 24">'
+    f"<style>rect{{fill:#9aa59f}}.accent{{fill:#0f766e}}</style>{PATCHES}</svg>"
 )
 
 HEADER = f"""<header class="top">{LOGO}<div><h1>MobileViT, everywhere the same</h1>

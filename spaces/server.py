@@ -9,7 +9,6 @@ import socket
 import sys
 import webbrowser
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 # Read by Gradio when it is imported.
@@ -20,6 +19,7 @@ import gradio as gr
 import uvicorn
 from fastapi import FastAPI, HTTPException
 from fastapi.responses import FileResponse, PlainTextResponse, Response
+from starlette.requests import ClientDisconnect
 
 from mobilevit_hub.errors import InputError, SourceError
 from mobilevit_hub.files import temporary_folder
@@ -104,11 +104,11 @@ def build_app(models: Models, *, embed: bool = False) -> FastAPI:
 
     @app.get("/files/{number}/{precision}.tflite")
     async def file(number: int, precision: str) -> FileResponse:
-        runtime = next((name for name, value in PRECISIONS.items() if value == precision), None)
-        future = models.open(models.names[number]) if 0 <= number < len(models.names) and runtime else None
-        if future is None or not future.done() or future.exception() is not None:
+        runtime = next((name for name, value in PRECISIONS.items() if value == precision), "")
+        model = models.opened(number)
+        if model is None or not runtime:
             raise HTTPException(404, "There is no such file, or its model is not open; choose the model on the page.")
-        path: Path = future.result().files[str(runtime)]
+        path = model.files[runtime]
         return FileResponse(path, media_type="application/octet-stream", filename=path.name)
 
     page = build_page(models)
@@ -129,6 +129,7 @@ def build_app(models: Models, *, embed: bool = False) -> FastAPI:
         ssr_mode=False,
         allowed_paths=[],
     )
+    page.has_launched = True  # only then does Gradio refuse paths that nobody uploaded, and mounting does not say so
     app.add_middleware(Limits, embed=embed)
     return app
 
@@ -196,6 +197,8 @@ class Limits:
             return
         try:
             await self._app(scope, receive_limited, send_with_headers)
+        except ClientDisconnect:  # the visitor left, which is nobody's fault
+            return
         except Exception:
             if not refused:
                 raise

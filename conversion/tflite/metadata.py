@@ -102,7 +102,7 @@ def finish(
 def labels_file(labels: list[str]) -> bytes:
     r"""The content of `labels.txt`: a label a line, UTF-8. Line breaks within a label become spaces.
 
-    Example:
+    Examples:
         >>> labels_file(["cat", "hot\ndog"])
         b'cat\nhot dog\n'
     """

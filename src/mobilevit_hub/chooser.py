@@ -1,6 +1,6 @@
 """Which published checkpoints fit a limit of time or size: reads the table of what they were measured to cost.
 
-Example:
+Examples:
     >>> fitting(["5MB"], runtime="tflite-int8", threads=1)[0][1].runtime
     'tflite-int8'
 """

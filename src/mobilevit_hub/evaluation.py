@@ -96,7 +96,7 @@ def evaluate(
         ImageError: With `strict`, a photo cannot be read.
         SourceError: The Hub, or another process, failed on the way.
 
-    Example:
+    Examples:
         >>> results = evaluate("mobilevit-xxs-tiny-imagenet", "tiny-imagenet/")  # doctest: +SKIP
         >>> results["metrics"]["top1"]  # doctest: +SKIP
         0.4164

@@ -170,7 +170,7 @@ class MobileViTImageProcessor(MobileViTImageProcessorPil):
     Raises:
         ConfigError: A value is of the wrong type or out of range; the message names the field.
 
-    Example:
+    Examples:
         >>> processor = MobileViTImageProcessor()
         >>> processor(np.zeros((480, 640, 3), np.uint8), return_tensors="np")["pixel_values"].shape
         (1, 3, 256, 256)

@@ -3,7 +3,7 @@
 A row says which network the weights fit (`config`), how to feed them (`resize`, `crop`,
 `interpolation`, `channel_order`), where they live, and what score their makers report.
 
-Example:
+Examples:
     >>> get_preset("timm/mobilevit_s.cvnets_in1k").name
     'mobilevit-s'
 """

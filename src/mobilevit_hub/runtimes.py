@@ -76,7 +76,7 @@ def from_pretrained(
     Returns:
         A model in evaluation mode.
 
-    Example:
+    Examples:
         >>> import mobilevit_hub as mh
         >>> model = mh.from_pretrained("mobilevit-xxs-tiny-imagenet")
         >>> model.config.num_labels

@@ -61,7 +61,7 @@ class Model:
         InputError: `threads` is out of range.
         MissingDependencyError: LiteRT is not installed.
 
-    Example:
+    Examples:
         >>> model = Model("mobilevit-s.tflite")  # doctest: +SKIP
         >>> model("cat.jpg", top_k=1)  # doctest: +SKIP
         [{'label': 'tabby, tabby cat', 'index': 281, 'score': 0.71}]

@@ -17,7 +17,7 @@ export async function decode(blob) {
     throw new PageError(`${name}: ${Math.round(blob.size / 2 ** 20)} MiB; the limit is ${MAX_BYTES / 2 ** 20} MiB. Save it smaller.`);
   }
   const unreadable = (why) =>
-    new PageError(`${name}: ${why}. Browsers read JPEG, PNG, WebP, AVIF, GIF and BMP.`);
+    new PageError(`${name}: ${why}. Browsers read JPEG, PNG, WebP, AVIF, GIF and BMP; save it as one of these.`);
   // The header alone tells the size, so that a huge picture is refused before it fills the memory.
   const { naturalWidth: width, naturalHeight: height } = await readHeader(blob, () =>
     unreadable(blob.size ? "cut short or damaged, or no photo that this browser can read" : "the file is empty"),

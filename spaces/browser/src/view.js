@@ -21,6 +21,7 @@ export function make(tag, properties = {}, ...children) {
 /** Says what went wrong, until something goes well. */
 export function showProblem(message) {
   element("problem").textContent = message;
+  if (message) element("problem").scrollIntoView({ block: "nearest" }); // on a phone, the choice is further down
 }
 
 /** Says what is being done, in place of a result. */

@@ -1,6 +1,6 @@
 """The metrics as `evaluate.Metric` classes, to be used where that library's are: `combine`, `add_batch`, `compute`.
 
-Example:
+Examples:
     >>> from mobilevit_hub.metrics import Accuracy
     >>> Accuracy(top_k=2).compute(predictions=[[3, 1], [0, 2]], references=[1, 1])["accuracy"]
     0.5
