@@ -48,7 +48,25 @@ bench: .venv/.test
 	$(BIN)/python benchmarks/tflite_speed.py
 
 notebooks: .venv/.test
-	$(BIN)/jupytext --quiet --to ipynb --update --output examples/finetune_keras.ipynb examples/finetune_keras.py
+	for script in finetune_keras finetune_pytorch first_steps; do \
+		$(BIN)/jupytext --quiet --to ipynb --update --output examples/$$script.ipynb examples/$$script.py || exit 1; \
+	done
+
+docs: .venv/.test
+	$(BIN)/python docs/figures.py
+	$(BIN)/python docs/tables.py
+	$(BIN)/mkdocs build --strict --quiet
+
+# The two files of the page are exported once; delete them to export again.
+BROWSER_MODEL := spaces/browser/public/models/mobilevit-xxs-tiny-imagenet
+
+browser: .venv/.space
+	mkdir -p $(dir $(BROWSER_MODEL))
+	for precision in fp32 int8-dynamic; do \
+		test -f $(BROWSER_MODEL)-$$precision.tflite || $(BIN)/mobilevit-hub export mobilevit-xxs-tiny-imagenet \
+			$(BROWSER_MODEL)-$$precision.tflite --precision $$precision || exit 1; \
+	done
+	cd spaces/browser && npm ci && npm run build
 
 space: .venv/.space
 	$(BIN)/mobilevit-hub demo

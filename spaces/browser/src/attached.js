@@ -1,4 +1,4 @@
-// What an exported .tflite file says of itself: a zip archive after the end of the model holds its record and its labels.
+// What an exported .tflite file says of itself: a zip archive after the end of the model holds its record and labels.
 import { strFromU8, unzipSync } from "fflate";
 
 export const LABELS = "labels.txt";

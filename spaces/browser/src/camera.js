@@ -28,7 +28,7 @@ export class Camera {
 
   async start() {
     if (!navigator.mediaDevices) {
-      throw new PageError("Browsers give the camera only to pages at https:// or on localhost. Choose a photo instead.");
+      throw new PageError("Browsers give the camera only to https:// pages and to localhost. Choose a photo instead.");
     }
     this.stop();
     const turn = this.#turn;
@@ -47,7 +47,8 @@ export class Camera {
     } catch (error) {
       if (turn !== this.#turn) return;
       this.stop();
-      throw new PageError(PROBLEMS[error.name] ?? `The camera does not start (${error.message || error.name}). Choose a photo instead.`);
+      const unknown = `The camera does not start (${error.message || error.name}). Choose a photo instead.`;
+      throw new PageError(PROBLEMS[error.name] ?? unknown);
     }
   }
 

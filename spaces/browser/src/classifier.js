@@ -45,7 +45,8 @@ export class Classifier {
    */
   static async open(content, name) {
     if (content.length > MAX_MODEL_BYTES) {
-      throw new PageError(`${name}: ${Math.round(content.length / 1e6)} MB; a browser takes at most ${MAX_MODEL_BYTES >> 20} MiB.`);
+      const [found, limit] = [content.length, MAX_MODEL_BYTES].map((bytes) => Math.round(bytes / 2 ** 20));
+      throw new PageError(`${name}: ${found} MiB; this page opens at most ${limit} MiB.`);
     }
     const { record, labels } = readAttached(content, name);
     await loadRuntime();
@@ -60,7 +61,10 @@ export class Classifier {
     } catch (error) {
       await dropRuntime();
       if (error instanceof PageError) throw error;
-      throw new PageError(`${name}: LiteRT cannot run this file; it is damaged, or uses what LiteRT does not know (${reason(error)}).`);
+      throw new PageError(
+        `${name}: LiteRT cannot run this file; it is damaged, or uses what LiteRT does not know (${reason(error)}). ` +
+          "Export it again.",
+      );
     }
   }
 
@@ -74,7 +78,7 @@ export class Classifier {
   /**
    * @param {Uint8Array | Float32Array} pixels In the type and size of the input.
    * @param {{repeat: boolean}} options Whether to run it a few times, for a time that can be relied on.
-   * @returns {Promise<{scores: Float32Array, ms: number}>} A probability for each label; milliseconds of a run, the median.
+   * @returns {Promise<{scores: Float32Array, ms: number}>} A probability for each label; the median time.
    */
   async classify(pixels, { repeat }) {
     const begin = performance.now();
@@ -110,7 +114,8 @@ function checkForm(model, record, labels, name) {
   const expected = [`${record.input.dtype} (${record.input.shape.join(", ")})`, `float32 (1, ${labels.length})`];
   if (found.join() !== expected.join()) {
     throw new PageError(
-      `${name}: its input is ${found[0]} and its output ${found[1]}; its record says ${expected[0]} and ${expected[1]}. Export it again.`,
+      `${name}: its input is ${found[0]} and its output ${found[1]}; its record says ${expected[0]} ` +
+        `and ${expected[1]}. Export it again.`,
     );
   }
 }

@@ -14,7 +14,7 @@ let photo = null; // a File
 let choice = { model: MODELS[0].file, file: null }; // one of MODELS; or OWN, and the file
 let opened = null; // the classifier that is open, and the choice that it belongs to
 
-// --- The loop: one thing at a time, always what is wanted now ----------------------------------------------------------
+// --- The loop: one thing at a time, always what is wanted now --------------------------------------------------------
 
 let isStale = true;
 let wake = () => {};
@@ -235,8 +235,9 @@ for (const example of EXAMPLES) {
   const image = make("img", { src: `photos/${example.file}`, alt: example.what });
   const button = make("button", { type: "button", title: example.what, onclick: () => takeExample(example) }, image);
   element("examples").append(button);
-  const licence = example.link ? make("a", { href: example.link, rel: "noreferrer" }, example.licence) : example.licence;
-  element("credits").append(make("li", {}, `${example.credit}, `, licence));
+  const { credit, licence, link } = example;
+  const source = link ? make("a", { href: link, rel: "noreferrer" }, licence) : licence;
+  element("credits").append(make("li", {}, `${credit}, `, source));
 }
 for (const { file, precision, name, bytes } of MODELS) {
   element("choices").append(modelChoice({ value: file, precision, name, bytes }, () => choose(file)));

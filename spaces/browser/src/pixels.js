@@ -14,7 +14,8 @@ const PRECISION_BITS = 32 - 8 - 2; // of Pillow's fixed-point weights
 export async function decode(blob) {
   const name = blob.name ?? "The photo";
   if (blob.size > MAX_BYTES) {
-    throw new PageError(`${name}: ${Math.round(blob.size / 2 ** 20)} MiB; the limit is ${MAX_BYTES / 2 ** 20} MiB. Save it smaller.`);
+    const [found, limit] = [blob.size, MAX_BYTES].map((bytes) => Math.round(bytes / 2 ** 20));
+    throw new PageError(`${name}: ${found} MiB; the limit is ${limit} MiB. Save it smaller.`);
   }
   const unreadable = (why) =>
     new PageError(`${name}: ${why}. Browsers read JPEG, PNG, WebP, AVIF, GIF and BMP; save it as one of these.`);
