@@ -55,7 +55,7 @@ notebooks: .venv/.test
 docs: .venv/.test
 	$(BIN)/python docs/figures.py
 	$(BIN)/python docs/tables.py
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # The two files of the page are exported once; delete them to export again.
 BROWSER_MODEL := spaces/browser/public/models/mobilevit-xxs-tiny-imagenet

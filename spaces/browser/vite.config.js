@@ -8,10 +8,10 @@ const here = (path) => fileURLToPath(new URL(path, import.meta.url));
 const MODELS = here("public/models");
 const PHOTOS = here("../../examples/photos");
 const WASM = here("node_modules/@litertjs/core/wasm");
-// Without threads, so that any static host will do: they need two headers. "compat" is for browsers without relaxed SIMD.
+// Without threads, which need two headers, so that any static host will do. The second: for browsers without relaxed SIMD.
 const RUNTIMES = ["litert_wasm_internal", "litert_wasm_compat_internal"];
 
-// The browser itself then sees to it that nothing leaves the device. Not while developing: Vite's own client needs more.
+// With it, the browser itself sees to it that nothing leaves the device. Not in `npm run dev`: Vite's own client needs more.
 const POLICY = [
   "default-src 'none'",
   "script-src 'self' 'wasm-unsafe-eval'",
@@ -61,11 +61,12 @@ export default defineConfig(({ command }) => {
   const examples = photos();
   copy(examples.map((photo) => photo.file), PHOTOS, here("public/photos"));
   copy(RUNTIMES.flatMap((name) => [`${name}.js`, `${name}.wasm`]), WASM, here("public/wasm"));
-  const policy = { tag: "meta", attrs: { "http-equiv": "Content-Security-Policy", content: POLICY } };
+  const attrs = { "http-equiv": "Content-Security-Policy", content: POLICY };
+  const policy = { name: "policy", transformIndexHtml: () => [{ tag: "meta", attrs, injectTo: "head-prepend" }] };
   return {
     base: "./", // works below any address
     define: { MODELS: JSON.stringify(models()), EXAMPLES: JSON.stringify(examples) },
-    plugins: command === "build" ? [{ name: "policy", transformIndexHtml: () => [{ ...policy, injectTo: "head-prepend" }] }] : [],
+    plugins: command === "build" ? [policy] : [],
     build: { target: "es2022", modulePreload: false },
   };
 });
