@@ -8,10 +8,10 @@ const here = (path) => fileURLToPath(new URL(path, import.meta.url));
 const MODELS = here("public/models");
 const PHOTOS = here("../../examples/photos");
 const WASM = here("node_modules/@litertjs/core/wasm");
-// Without threads, which need two headers, so that any static host will do. The second: for browsers without relaxed SIMD.
+// Without threads, which need two headers of the host. The second is for browsers without relaxed SIMD.
 const RUNTIMES = ["litert_wasm_internal", "litert_wasm_compat_internal"];
 
-// With it, the browser itself sees to it that nothing leaves the device. Not in `npm run dev`: Vite's own client needs more.
+// With it, the browser itself keeps everything on the device. Not in `npm run dev`: Vite's own client needs more.
 const POLICY = [
   "default-src 'none'",
   "script-src 'self' 'wasm-unsafe-eval'",
