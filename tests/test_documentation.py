@@ -16,6 +16,7 @@ compiled.
 
 from __future__ import annotations
 
+import argparse
 import ast
 import os
 import re
@@ -234,6 +235,21 @@ def test_each_tutorial_runs_some_code():
         assert name.endswith("demo.md") or sum(block.runs for block in blocks) > 3, name
     few = [block for blocks in tutorials.values() for block in blocks if not block.runs]
     assert len(few) < 12
+
+
+INLINE = re.compile(r"(?<!`)`(mobilevit-hub [^`]+)`(?!`)")
+
+
+def test_commands_within_the_text_exist():
+    verbs = next(a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
+    found = [" ".join(command.split()) for text in PAGES.values() for command in INLINE.findall(text)]
+    assert len(found) > 10
+    for command in found:
+        verb, *words = command.split()[1:]
+        if verb in ("VERB", "--version"):
+            continue
+        known = {option for action in verbs[verb]._actions for option in action.option_strings}
+        assert {word for word in words if word.startswith("--")} <= known, command
 
 
 @pytest.mark.parametrize(
