@@ -84,7 +84,8 @@ class Block:
 
     def commands(self) -> list[tuple[str, str]]:
         """Of `console`, each command and the output shown below it."""
-        parts = re.split(r"^\$ (.+)$", self.text, flags=re.M)
+        text = re.sub(r" *\\\n *", " ", self.text)  # a command over several lines
+        parts = re.split(r"^\$ (.+)$", text, flags=re.M)
         assert parts[0] == "", f"line {self.line}: a console block starts with a command"
         return [(command, shown.strip("\n")) for command, shown in zip(parts[1::2], parts[2::2], strict=True)]
 
