@@ -124,7 +124,14 @@ def classify_tab(models: Models, model: gr.Dropdown) -> None:
                 alt_text="The chosen photo",
             )
             photo.preprocess = _uploaded_file  # type: ignore[method-assign] # a subclass makes Gradio write files
-            gr.Examples([[str(path)] for path in EXAMPLES], [photo], label="Examples", elem_id="examples")
+            # Not gr.Examples: that makes the photo anew for each visitor, without what was just set.
+            examples = gr.Dataset(
+                components=[gr.Image(render=False, type="filepath")],
+                samples=[[str(path)] for path in EXAMPLES],
+                type="index",
+                label="Examples",
+                elem_id="examples",
+            )
             again = gr.Button("Classify", variant="primary", elem_id="classify")
             stage = gr.Radio(
                 [(str(stage), stage) for stage in STAGES],
@@ -191,6 +198,7 @@ def classify_tab(models: Models, model: gr.Dropdown) -> None:
 
     inputs, outputs = [photo, model, runtimes, stage], [answer, look, downloads]
     shared = {"api_visibility": "private", "concurrency_id": "classify", "show_progress": "minimal"}
+    examples.click(lambda i: str(EXAMPLES[i]), examples, photo, api_visibility="private", queue=False)
     gr.on([photo.change, runtimes.change, stage.change, again.click], show, inputs, outputs, **shared)
     model.change(
         open_first, [model], outputs, api_visibility="private", concurrency_id="open", concurrency_limit=4

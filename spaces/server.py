@@ -26,7 +26,7 @@ from mobilevit_hub.files import temporary_folder
 
 from . import panels
 from .models import PRECISIONS, Models
-from .page import STYLE, build_page, theme
+from .page import EXAMPLES, STYLE, build_page, theme
 
 MAX_FILE_BYTES = 10_000_000
 MAX_BODY_BYTES = 12_000_000
@@ -127,7 +127,7 @@ def build_app(models: Models, *, embed: bool = False) -> FastAPI:
         enable_monitoring=False,
         mcp_server=False,
         ssr_mode=False,
-        allowed_paths=[],
+        allowed_paths=[str(EXAMPLES[0].parent)],
     )
     page.has_launched = True  # only then does Gradio refuse paths that nobody uploaded, and mounting does not say so
     app.add_middleware(Limits, embed=embed)
