@@ -63,6 +63,9 @@ def visit(demo, browser):
         page.on("request", lambda r: None if r.url.startswith((demo.url, "data:", "blob:")) else faults.append(r.url))
         page.goto(demo.url)
         page.wait_for_selector("#photo input[type=file]", state="attached")
+        for part in ("#answer .empty", "#examples img", "#runtimes input"):  # the page is complete, in steps
+            page.wait_for_selector(part)
+        page.wait_for_function("[...document.images].every(image => image.complete)")
         return page
 
     yield open_page
