@@ -88,7 +88,10 @@ setup(
     python_requires=">=3.11",
     package_dir=ROOTS,
     packages=PACKAGES,
-    package_data={NAME: ["assets/**", "pt/kernels.cpp", "py.typed"], f"{NAME}.spaces": ["examples/*", "style.css"]},
+    package_data={
+        NAME: ["assets/**", "pt/kernels.cpp", "py.typed"],
+        f"{NAME}.spaces": ["*.css", "README.md", "examples/*"],
+    },
     install_requires=BASE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": [f"{NAME.replace('_', '-')} = {NAME}.cli:main"]},

@@ -94,9 +94,8 @@ class Models:
 
     Args:
         names: What visitors may choose; the first is the default. Nothing else is ever opened.
+        folder: Where exported files are kept.
         report: Is told what is being done.
-        folder: Where exported files are kept; default: in the user's cache folder, or where there is none, in a
-            temporary one.
         places: Options of `checkpoints.find_checkpoint`.
     """
 
@@ -104,13 +103,12 @@ class Models:
         self,
         names: Sequence[str] = (),
         *,
+        folder: Path,
         report: Callable[[str], None] = lambda line: None,
-        folder: Path | None = None,
         **places: Any,
     ) -> None:
         self.names = list(dict.fromkeys([*names, *published_names()]))
-        self._report, self._places = report, places
-        self._folder = folder or _export_folder()
+        self._folder, self._report, self._places = folder, report, places
         self._opened: OrderedDict[str, Future[OpenedModel]] = OrderedDict()
         self._lock, self._worker = threading.Lock(), ThreadPoolExecutor(1, "open-model")
 
@@ -144,11 +142,12 @@ class Models:
         return future.result() if future is not None and ready else None
 
 
-def _export_folder() -> Path:
+def export_folder() -> Path | None:
+    """Where exported files outlive the demo; None where the user has no cache folder that can be written."""
     try:
         folder = cache_folder() / "demo"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder):  # can it be written?
             return folder
     except (OSError, RuntimeError):
-        return Path(tempfile.mkdtemp(prefix="mobilevit-hub-demo-"))
+        return None

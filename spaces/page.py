@@ -26,13 +26,13 @@ MAX_PHOTO_PIXELS = 25_000_000
 """A photo of a 24-megapixel camera; decoding it takes a second and 200 MB."""
 OPENING_SECONDS = 600
 EXAMPLES = sorted((Path(__file__).parent / "examples").glob("*.jpg"))
-STYLE = Path(__file__).with_name("style.css")
+STYLES = [Path(__file__).with_name(name) for name in ("common.css", "style.css")]
 
 log = logging.getLogger("mobilevit_hub.demo")
 
 
 def build_page(models: Models) -> gr.Blocks:
-    """The page as a Gradio app; to be mounted or launched with `theme()` and the style sheet `STYLE`.
+    """The page as a Gradio app; to be mounted or launched with `theme()` and the style sheets `STYLES`.
 
     Args:
         models: What visitors can choose; the first should be open.
@@ -57,53 +57,28 @@ def build_page(models: Models) -> gr.Blocks:
 
 
 def theme() -> gr.Theme:
-    """Colours and type; the style sheet has what a theme cannot say."""
+    """Gradio's own parts in the colours of `common.css`, which know of light and dark by themselves."""
+    colours = {
+        "--page": ["body_background_fill", "background_fill_secondary", "checkbox_label_background_fill"],
+        "--surface": ["background_fill_primary", "block_background_fill", "input_background_fill"],
+        "--ink": ["body_text_color"],
+        "--muted": ["body_text_color_subdued"],
+        "--line": ["block_border_color", "border_color_primary"],
+        "--accent": [
+            *("border_color_accent", "color_accent", "slider_color"),
+            *("button_primary_background_fill", "button_primary_background_fill_hover"),
+            *("checkbox_background_color_selected", "checkbox_border_color_selected"),
+        ],
+        "--accent-soft": [
+            *("color_accent_soft", "checkbox_label_background_fill_hover", "checkbox_label_background_fill_selected"),
+        ],
+        "--on-accent": ["button_primary_text_color"],
+    }
+    settings = {part: f"var({colour})" for colour, parts in colours.items() for part in parts}
+    settings |= {f"{part}_dark": value for part, value in settings.items() if part != "color_accent"}
     fonts = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]  # no font comes from another host
-    return gr.themes.Base(font=fonts, font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"]).set(
-        body_background_fill="#f6f4ef",
-        body_background_fill_dark="#121614",
-        body_text_color="#1d2321",
-        body_text_color_dark="#e8ece9",
-        body_text_color_subdued="#5d6762",
-        body_text_color_subdued_dark="#9aa59f",
-        background_fill_primary="#ffffff",
-        background_fill_primary_dark="#1b211e",
-        background_fill_secondary="#f6f4ef",
-        background_fill_secondary_dark="#121614",
-        block_background_fill="#ffffff",
-        block_background_fill_dark="#1b211e",
-        block_border_color="#dfdbd1",
-        block_border_color_dark="#2c3531",
-        block_radius="10px",
-        block_shadow="none",
-        border_color_primary="#dfdbd1",
-        border_color_primary_dark="#2c3531",
-        border_color_accent="#0f766e",
-        border_color_accent_dark="#4fc3b5",
-        color_accent="#0f766e",
-        color_accent_soft="#d5ebe7",
-        color_accent_soft_dark="#1d3a36",
-        input_background_fill="#ffffff",
-        input_background_fill_dark="#121614",
-        button_primary_background_fill="#0f766e",
-        button_primary_background_fill_hover="#0c5f59",
-        button_primary_text_color="#ffffff",
-        button_primary_background_fill_dark="#4fc3b5",
-        button_primary_background_fill_hover_dark="#7fd6cb",
-        button_primary_text_color_dark="#0d1412",
-        checkbox_label_background_fill="#f6f4ef",
-        checkbox_label_background_fill_dark="#121614",
-        checkbox_label_background_fill_hover="#d5ebe7",
-        checkbox_label_background_fill_hover_dark="#1d3a36",
-        checkbox_label_background_fill_selected="#d5ebe7",
-        checkbox_label_background_fill_selected_dark="#1d3a36",
-        checkbox_background_color_selected="#0f766e",
-        checkbox_background_color_selected_dark="#4fc3b5",
-        checkbox_border_color_selected="#0f766e",
-        checkbox_border_color_selected_dark="#4fc3b5",
-        slider_color="#0f766e",
-        slider_color_dark="#4fc3b5",
-    )
+    base = gr.themes.Base(font=fonts, font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"])
+    return base.set(**settings, block_radius="10px", block_shadow="none")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -116,6 +91,7 @@ def classify_tab(models: Models, model: gr.Dropdown) -> None:
     with gr.Row(elem_id="work"):
         with gr.Column(scale=5, min_width=300):
             photo = gr.Image(
+                type="filepath",
                 label="Photo",
                 sources=["upload", "clipboard", "webcam"],
                 buttons=[],

@@ -25,8 +25,8 @@ from mobilevit_hub.errors import InputError, SourceError
 from mobilevit_hub.files import temporary_folder
 
 from . import panels
-from .models import PRECISIONS, Models
-from .page import EXAMPLES, STYLE, build_page, theme
+from .models import PRECISIONS, Models, export_folder
+from .page import EXAMPLES, STYLES, build_page, theme
 
 MAX_FILE_BYTES = 10_000_000
 MAX_BODY_BYTES = 12_000_000
@@ -66,9 +66,9 @@ def serve(
     """
     _log_to_stderr()
     listener = _bind(host, port)
-    with listener, temporary_folder() as uploads:
-        os.environ["GRADIO_TEMP_DIR"] = str(uploads)
-        models = Models(names, report=log.info, **places)
+    with listener, temporary_folder() as folder:
+        os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")
+        models = Models(names, folder=export_folder() or folder / "exports", report=log.info, **places)
         models.open(models.names[0]).result()
         address = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{listener.getsockname()[1]}"  # noqa: S104
         config = uvicorn.Config(
@@ -119,7 +119,7 @@ def build_app(models: Models, *, embed: bool = False) -> FastAPI:
         page,
         path="/",
         theme=theme(),
-        css_paths=STYLE,
+        css_paths=STYLES,
         max_file_size=MAX_FILE_BYTES,
         show_error=True,
         footer_links=[],

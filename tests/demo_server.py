@@ -8,10 +8,11 @@ import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
-for _module in ("gradio", "torch", "tensorflow", "ai_edge_litert", "playwright"):
+for _module in ("gradio", "torch", "tensorflow", "ai_edge_litert"):
     if find_spec(_module) is None:  # what imports this is skipped as a whole
         pytest.skip(f"the tests of the demo need {_module}", allow_module_level=True)
 import httpx  # noqa: E402 - Gradio brings it
@@ -29,6 +30,8 @@ class Server:
     process: subprocess.Popen
     lines: list[str] = field(default_factory=list)
     """What it wrote to stderr."""
+    second: Path | None = None
+    """A model of the user that it offers."""
 
     def upload(self, content, name="photo.jpg"):
         """Uploads a file; its path on the server."""
@@ -108,3 +111,12 @@ def save_second_model(folder):
     awake(MODELS[config.model_type](config)).save_pretrained(folder)
     processor_of_config(config).save_pretrained(folder)
     return folder
+
+
+@contextmanager
+def running_with_second(tmp_path_factory):
+    """The demo with a second model, a folder of the user's."""
+    folder = save_second_model(tmp_path_factory.mktemp("models") / "second")
+    with running(EMBEDDED, folder, cache=cache_of(tmp_path_factory)) as server:
+        server.second = folder
+        yield server

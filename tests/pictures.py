@@ -94,3 +94,10 @@ def oriented(orientation, format, **options):
     exif[ExifTags.Base.Orientation] = orientation
     stored = np.ascontiguousarray(STORED.get(orientation, STORED[1])(corners()))
     return encode(stored, format, exif=exif, **options)
+
+
+def on_its_side(photo):
+    """The JPEG of an upright photo as a camera on its side stores it."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    return encode(Image.open(photo).transpose(Image.Transpose.ROTATE_90), "JPEG", exif=exif, quality=95)

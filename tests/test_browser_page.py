@@ -12,23 +12,22 @@ import threading
 import warnings
 import zipfile
 from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import encode, noise, oriented, smooth
+from chromium import chromium, contrast, visits
+from pictures import encode, noise, on_its_side, oriented, smooth
 from PIL import Image
+from playwright.sync_api import expect
 
 from mobilevit_hub import tflite
 from mobilevit_hub.tflite_files import FILTERS, LABELS, RECORD
 
 pytestmark = pytest.mark.export
-CHROMIUM, NPM = shutil.which("chromium"), shutil.which("npm")
-for _what, _found in {"Debian's chromium": CHROMIUM, "npm": NPM, "playwright": find_spec("playwright")}.items():
-    if _found is None:
-        pytest.skip(f"needs {_what}", allow_module_level=True)
-from playwright.sync_api import expect, sync_playwright  # noqa: E402
+NPM = shutil.which("npm")
+if NPM is None:
+    pytest.skip("needs npm", allow_module_level=True)
 
 ROOT = Path(__file__).parents[1]
 BROWSER, PHOTOS = ROOT / "spaces" / "browser", ROOT / "examples" / "photos"
@@ -36,10 +35,6 @@ EMBEDDED = "mobilevit-xxs-tiny-imagenet"
 PRECISIONS = ("int8-dynamic", "fp32")
 EXAMPLES = ("chelsea_cat.jpg", "espresso.jpg", "pizza.jpg", "school_bus.jpg")
 BUS = PHOTOS / "school_bus.jpg"
-OPTIONS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
-    *("--disable-component-update", "--disable-sync", "--use-fake-device-for-media-stream"),
-]
 SECONDS = 20_000
 expect.set_options(timeout=SECONDS)
 PATH = "/below/another/address/"
@@ -110,34 +105,14 @@ def address(dist):
 
 @pytest.fixture(scope="module")
 def browser():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
 def visit(address, browser):
-    """Opens the page; at the end nothing may have failed and no other host been asked."""
-    contexts, faults = [], []
-
-    def open_page(width=1280, height=900, scheme="light", script="", **options):
-        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme, **options)
-        context.set_default_timeout(SECONDS)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("dialog", lambda dialog: faults.append(f"dialog {dialog.message}"))
-        page.on("request", lambda r: None if r.url.startswith((address, "data:", "blob:")) else faults.append(r.url))
-        page.add_init_script(script)
-        page.goto(address)
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert faults == []
+    with visits(browser, address, SECONDS) as open_page:
+        yield open_page
 
 
 # --- What a visitor does --------------------------------------------------------------------------------------------
@@ -189,13 +164,6 @@ def message(page):
 # --- The same answers as in Python ----------------------------------------------------------------------------------
 
 
-def rotated():
-    """The bus as a camera on its side stores it."""
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    return encode(Image.open(BUS).transpose(Image.Transpose.ROTATE_90), "JPEG", exif=exif, quality=95)
-
-
 def transparent():
     """The bus, fading out to the right."""
     picture = Image.open(BUS).convert("RGBA")
@@ -207,7 +175,7 @@ def transparent():
 def test_the_answers_are_those_of_python(visit, models, precision):
     page, model = visit(), tflite.Model(models[precision])
     radio(page, precision).check()
-    photos = {name: PHOTOS / name for name in EXAMPLES} | {"rotated": rotated(), "transparent": transparent()}
+    photos = {name: PHOTOS / name for name in EXAMPLES} | {"rotated": on_its_side(BUS), "transparent": transparent()}
     largest = 0.0
     for name, photo in photos.items():
         choose(page, photo, name)
@@ -525,18 +493,6 @@ def test_it_can_be_read_on_a_phone_and_on_a_desktop(visit, tmp_path, width, sche
         assert photo["y"] + photo["height"] <= result["y"]
     else:
         assert photo["x"] + photo["width"] <= result["x"] and photo["y"] == result["y"]
-
-
-def contrast(first, second):
-    """Contrast of two colours as in WCAG 2: 1 to 21."""
-
-    def luminance(colour):
-        parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
-        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    light, dark = sorted((luminance(first), luminance(second)), reverse=True)
-    return (light + 0.05) / (dark + 0.05)
 
 
 def test_the_browser_refuses_requests_to_other_hosts(address, browser):

@@ -14,7 +14,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from demo_server import EMBEDDED, HUB_MODEL, MARKUP, cache_of, httpx, running, save_second_model, start
+from demo_server import (
+    EMBEDDED,
+    HUB_MODEL,
+    MARKUP,
+    cache_of,
+    httpx,
+    running,
+    running_with_second,
+    save_second_model,
+    start,
+)
 from pictures import encode, noise, oriented, png_16_bit, smooth
 from PIL import Image
 
@@ -28,21 +38,17 @@ RUNTIMES = ["pt", "tf", "tflite-fp32", "tflite-int8"]
 
 
 @pytest.fixture(scope="module")
-def second(tmp_path_factory):
-    return save_second_model(tmp_path_factory.mktemp("models") / "second")
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory, second):
-    with running(EMBEDDED, second, cache=cache_of(tmp_path_factory)) as server:
+def demo(tmp_path_factory):
+    with running_with_second(tmp_path_factory) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def opened(second, tmp_path_factory):
+def opened(tmp_path_factory):
     from mobilevit_hub.spaces.models import open_model
 
-    return open_model(str(second), cache_of(tmp_path_factory) / "opened", lambda line: None)
+    folder = save_second_model(tmp_path_factory.mktemp("models") / "second")
+    return open_model(str(folder), cache_of(tmp_path_factory) / "opened", lambda line: None)
 
 
 # --- what it computes ----------------------------------------------------------------------------------------------
@@ -170,8 +176,10 @@ def test_the_space_is_pinned_to_what_is_tested():
 def test_the_photos_of_the_space_have_a_licence_and_are_those_of_the_examples():
     text = (ROOT / "spaces" / "README.md").read_text("utf-8")
     assert len(PHOTOS) == 4
+    credits = (ROOT / "examples" / "photos" / "README.md").read_text("utf-8")
     for photo in PHOTOS:
-        assert f"| `{photo.name}` |" in text
+        row = next(line for line in credits.splitlines() if line.startswith(f"| `{photo.name}` |"))
+        assert row in text.splitlines()
         assert photo.read_bytes() == (ROOT / "examples" / "photos" / photo.name).read_bytes()
 
 
@@ -202,14 +210,14 @@ def test_answers_are_those_of_the_library(demo, kind):
             assert [p["label"] for p in entry["predictions"]] == [p["label"] for p in expected]
 
 
-def test_a_model_of_the_user_is_offered(demo, second):
+def test_a_model_of_the_user_is_offered(demo):
     for _ in range(60):  # it is opened when it is first asked for
-        event, result = demo.classify(GOOD["jpeg"], model=str(second))
+        event, result = demo.classify(GOOD["jpeg"], model=str(demo.second))
         if event == "complete":
             break
         assert "is being opened" in result["error"]
         time.sleep(1)
-    expected = mh.predict(GOOD["jpeg"], second)[0]["predictions"]
+    expected = mh.predict(GOOD["jpeg"], demo.second)[0]["predictions"]
     assert [p["label"] for p in result["results"][0]["predictions"]] == [p["label"] for p in expected]
 
 
@@ -416,8 +424,7 @@ def test_sigterm_ends_it_and_nothing_stays(tmp_path_factory, tmp_path):
     assert {entry.name for entry in set(cache.iterdir()) - before} <= {"mobilevit_hub"}
 
 
-def test_photo_bytes_are_not_kept_in_memory_twice(demo):
-    """The largest photo that is taken is answered."""
+def test_the_largest_photo_that_is_taken_is_answered(demo):
     picture = io.BytesIO()
     Image.fromarray(smooth(100, 100)).resize((5000, 5000)).save(picture, "JPEG", quality=30)
     assert len(picture.getvalue()) < 10_000_000
