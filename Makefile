@@ -46,6 +46,7 @@ bench: .venv/.test
 	$(BIN)/python benchmarks/comparison.py
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/tflite_speed.py
+	$(BIN)/python benchmarks/demo_load.py
 
 notebooks: .venv/.test
 	for script in finetune_keras finetune_pytorch first_steps; do \
@@ -57,16 +58,14 @@ docs: .venv/.test
 	$(BIN)/python docs/tables.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-# The two files of the page are exported once; delete them to export again.
 BROWSER_MODEL := spaces/browser/public/models/mobilevit-xxs-tiny-imagenet
 
-browser: .venv/.space
-	mkdir -p $(dir $(BROWSER_MODEL))
-	for precision in fp32 int8-dynamic; do \
-		test -f $(BROWSER_MODEL)-$$precision.tflite || $(BIN)/mobilevit-hub export mobilevit-xxs-tiny-imagenet \
-			$(BROWSER_MODEL)-$$precision.tflite --precision $$precision || exit 1; \
-	done
+browser: $(BROWSER_MODEL)-fp32.tflite $(BROWSER_MODEL)-int8-dynamic.tflite
 	cd spaces/browser && npm ci && npm run build
+
+$(BROWSER_MODEL)-%.tflite: src/mobilevit_hub/assets/mobilevit-xxs-tiny-imagenet/model.safetensors | .venv/.space
+	mkdir -p $(@D)
+	$(BIN)/mobilevit-hub export mobilevit-xxs-tiny-imagenet $@ --precision $* --overwrite
 
 space: .venv/.space
 	$(BIN)/mobilevit-hub demo

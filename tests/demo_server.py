@@ -101,13 +101,12 @@ def cache_of(tmp_path_factory):
 
 
 def save_second_model(folder):
-    """A tiny network with untrained weights, one of whose labels would be markup on a page that forgets to escape."""
+    """A tiny network with untrained weights, whose labels would be markup on a page that forgets to escape."""
     from networks import MODELS, awake, tiny_config
 
     from mobilevit_hub.runtimes import processor_of_config
 
-    labels = [MARKUP, "second", "third", "fourth", "fifth", "sixth", "seventh"]
-    config = tiny_config(2, image_size=64, id2label=dict(enumerate(labels)))
+    config = tiny_config(2, image_size=64, id2label={i: f"{MARKUP} {i}" for i in range(7)})
     awake(MODELS[config.model_type](config)).save_pretrained(folder)
     processor_of_config(config).save_pretrained(folder)
     return folder

@@ -103,7 +103,7 @@ def test_switching_runtime_model_and_stage(visit, demo):
     expected = [p["label"] for p in mh.predict(CAT, second)[0]["predictions"]]
     expect(page.locator("[data-runtime=pt] li").first).to_have_attribute("data-label", expected[0], timeout=2 * SECONDS)
     assert [bar.get_attribute("data-label") for bar in page.locator("[data-runtime=pt] li").all()] == expected
-    assert MARKUP in expected and MARKUP in page.locator("[data-runtime=pt]").inner_text()
+    assert page.locator("[data-runtime=pt]").inner_text().count(MARKUP) == 5  # as text, and `visit` saw no dialog
 
 
 def pick_model(page, name):
