@@ -9,6 +9,7 @@ import socket
 import sys
 import webbrowser
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 # Read by Gradio when it is imported.
@@ -16,6 +17,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import gradio as gr
+import gradio.queueing
 import uvicorn
 from fastapi import FastAPI, HTTPException
 from fastapi.responses import FileResponse, PlainTextResponse, Response
@@ -228,8 +230,15 @@ def _bind(host: str, port: int) -> socket.socket:
     return listener
 
 
+def _log_refusal() -> None:
+    """Logs the kind of error that Gradio caught."""
+    log.warning("Gradio refused a request: %s", getattr(sys.exc_info()[0], "__name__", "unknown"))
+
+
 def _log_to_stderr() -> None:
     """A line for what happens; none of them has anything of a request but sizes, times and outcomes."""
+    # Gradio would print a traceback, with what the visitor sent, such as a path of the server that it refused.
+    gradio.queueing.traceback = SimpleNamespace(print_exc=_log_refusal)  # type: ignore[assignment]
     if not log.handlers:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
