@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from urllib.parse import quote
 
 from huggingface_hub import ModelCard
 
@@ -20,7 +21,8 @@ PAPERS = """## Papers
 """
 READING = """## What you see
 
-- **Milliseconds** are those of the network alone on this server, for one photo, without decoding and resizing it.
+- **Milliseconds** are those of the network alone on this server, for one photo, without decoding and resizing it;
+  each runtime may use the same number of processors.
 - **Differences** are between probabilities, in percentage points, to the first runtime shown. PyTorch, Keras and
   TFLite fp32 compute the same and differ by rounding; TFLite int8 has weights of 8 bits.
 - **Your photo** stays on this server for an hour at most and is used for nothing else.
@@ -31,12 +33,23 @@ README = Path(__file__).with_name("README.md")
 def about(name: str) -> str:
     """Facts, licence and card of a model, and the papers, in Markdown."""
     preset = find_preset(name)
-    card = (Path(name).expanduser() if preset is None else PACKAGE / (preset.folder or name)) / "README.md"
-    text = ModelCard(card.read_text("utf-8", "replace"), ignore_metadata_errors=True).text if card.is_file() else ""
-    text = re.sub(r"!\[.*?\]\(.*?\)", "", text)  # its pictures lie beside it, where no visitor gets
+    file = (Path(name).expanduser() if preset is None else PACKAGE / (preset.folder or name)) / "README.md"
+    card = ModelCard(file.read_text("utf-8", "replace"), ignore_metadata_errors=True) if file.is_file() else None
+    # its pictures lie beside it, where no visitor gets, or on another host, which would see who visits
+    text = re.sub(r"!\[.*?\]\(.*?\)|<img\b[^>]*>", "", card.text if card else "")
     licences = README.read_text("utf-8").partition("## Licences\n")[2]
-    facts = f"# {markdown_text(Path(name).name)}\n" if preset is None else _facts(preset)
+    facts = _heading(name, card) if preset is None else _facts(preset)
     return f"{facts}\n{READING}\n{text}\n{PAPERS}\n## Licences\n{licences}"
+
+
+def _heading(name: str, card: ModelCard | None) -> str:
+    """The name of a user's model, and its licence or where its card is."""
+    lines = [f"# {markdown_text(Path(name).name)}"]
+    if card is not None and card.data.license:
+        lines.append(f"Licence: {markdown_text(str(card.data.license))}")
+    elif not Path(name).expanduser().exists():
+        lines.append(f"[Its card, with the licence, on the Hub](https://huggingface.co/{quote(name)})")
+    return "\n\n".join(lines) + "\n"
 
 
 def _facts(preset: Preset) -> str:
@@ -52,4 +65,6 @@ def _facts(preset: Preset) -> str:
         "licence of the weights": preset.license.removeprefix("other: "),
     }
     table = "\n".join(f"| {key} | {markdown_text(value)} |" for key, value in rows.items())
+    if preset.hub_id:
+        table += f"\n| card | <https://huggingface.co/{preset.hub_id}> |"
     return f"# {preset.name}\n\n| | |\n|---|---|\n{table}\n"

@@ -53,10 +53,15 @@ def seen_part(photo: Image.Image, model: OpenedModel) -> Image.Image:
     """The part of a photo that the network gets, at the size of the photo: the crop without the resize."""
     processor = model.classifiers["pt"].processor
     size, crop = dict(processor.size), dict(processor.crop_size)
-    if "shortest_edge" not in size or not processor.do_center_crop:
+    if not processor.do_center_crop:
         return photo
-    scale = min(photo.size) / size["shortest_edge"]
-    width, height = crop["width"] * scale, crop["height"] * scale
+    if not processor.do_resize:
+        across = down = 1.0
+    elif "shortest_edge" in size:
+        across = down = min(photo.size) / size["shortest_edge"]
+    else:
+        across, down = photo.width / size["width"], photo.height / size["height"]
+    width, height = crop["width"] * across, crop["height"] * down
     left, top = (photo.width - width) / 2, (photo.height - height) / 2
     return photo.crop(tuple(round(edge) for edge in (left, top, left + width, top + height)))
 

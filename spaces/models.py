@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 import tempfile
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +32,13 @@ RUNTIMES = {"pt": "PyTorch", "tf": "Keras", "tflite-fp32": "TFLite fp32", "tflit
 """What a visitor can compare, and what it is called. int8 is `int8-dynamic`, which needs no photos to calibrate on."""
 PRECISIONS = {"tflite-fp32": "fp32", "tflite-int8": "int8-dynamic"}
 KEPT = 3
-"""Models that stay open; of the others, the one that was chosen longest ago is closed."""
+"""Models that stay open, and that may be on their way; the one that was chosen longest ago is closed first."""
+RETRY_SECONDS = 10
+"""So long after a model could not be opened everyone is told why; the next who asks for it after that tries again."""
+
+
+class BusyError(MobileViTHubError):
+    """Too many models are being opened."""
 
 
 @dataclass(frozen=True)
@@ -71,29 +82,43 @@ def open_model(name: str, folder: Path, report: Callable[[str], None], **places:
     report(f"{name}: opening it in Keras")
     classifiers["tf"] = Classifier(name, runtime="tf", **places)
     files = {"pt": weights, "tf": weights}
-    exports = folder / f"{sha256_of(weights)[:16]}-{__version__}"
+    written = json.dumps([checkpoint.config_data, checkpoint.processor_data, __version__], sort_keys=True)
+    exports = folder / hashlib.sha256((sha256_of(weights) + written).encode()).hexdigest()[:16]
     for runtime, precision in PRECISIONS.items():
-        files[runtime] = exports / f"{public_name(name).replace('/', '-')}-{precision}.tflite"
-        try:
-            classifiers[runtime] = Model(files[runtime])
-        except MobileViTHubError:  # not there yet, or damaged
-            from mobilevit_hub.conversion import export_tflite
-
-            report(f"{name}: exporting {precision}.tflite, some ten seconds the first time")
-            exports.mkdir(parents=True, exist_ok=True)
-            export_tflite(name, files[runtime], precision=precision, overwrite=True, **places)
-            classifiers[runtime] = Model(files[runtime])
+        files[runtime] = exports / precision / f"{public_name(name).replace('/', '-')}-{precision}.tflite"
+        classifiers[runtime] = _exported(name, files[runtime], precision, report, places)
     for classifier in classifiers.values():  # the first call of each is slow, and no visitor should wait for it
         classifier.probabilities(classifier.prepare(Image.new("RGB", (64, 64))))
     report(f"{name}: ready")
     return OpenedModel(name, classifiers, files, network, checkpoint.preset)
 
 
+def _exported(name: str, file: Path, precision: str, report: Callable[[str], None], places: dict[str, Any]) -> Model:
+    """Opens the file, which is exported first where it is not there yet or damaged."""
+    import torch
+
+    threads = torch.get_num_threads()  # as many as PyTorch has, or their times say nothing
+    try:
+        return Model(file, threads=threads)
+    except MobileViTHubError:
+        from mobilevit_hub.conversion import export_tflite
+
+        report(f"{name}: exporting {precision}.tflite, some ten seconds the first time")
+        folder = file.parent
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as alone:
+            export_tflite(name, Path(alone, file.name), precision=precision, **places)
+            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):  # another server was faster, and its file is as good
+                Path(alone).rename(folder)
+        return Model(file, threads=threads)
+
+
 class Models:
-    """The models of a demo: each is opened when it is first asked for, by one thread, the last few stay open.
+    """The models of a demo: each is opened when it is first asked for, one at a time; the last few stay open.
 
     Args:
-        names: What visitors may choose; the first is the default. Nothing else is ever opened.
+        names: What visitors may choose; the first is the default and is never closed. Nothing else is ever opened.
         folder: Where exported files are kept.
         report: Is told what is being done.
         places: Options of `checkpoints.find_checkpoint`.
@@ -110,30 +135,44 @@ class Models:
         self.names = list(dict.fromkeys([*names, *published_names()]))
         self._folder, self._report, self._places = folder, report, places
         self._opened: OrderedDict[str, Future[OpenedModel]] = OrderedDict()
-        self._lock, self._worker = threading.Lock(), ThreadPoolExecutor(1, "open-model")
+        self._lock, self._turn = threading.Lock(), threading.Lock()
 
     def open(self, name: str) -> Future[OpenedModel]:
-        """The model, opened or on its way; what failed is tried again by the call after the one that is told so.
+        """The model: opened, on its way, or failed some seconds ago.
 
         Raises:
             InputError: `name` is not in `names`.
+            BusyError: Others are waiting to be opened.
         """
         if name not in self.names:
             raise InputError(
                 f"There is no model {str(name)[:80]!r} here; choose one of {', '.join(self.names)}.", field="model"
             )
         with self._lock:
-            future = self._opened.get(name)
-            if future is None:
-                future = self._opened[name] = self._worker.submit(
-                    open_model, name, self._folder, self._report, **self._places
-                )
+            if name not in self._opened:
+                if sum(not future.done() for future in self._opened.values()) >= KEPT:
+                    raise BusyError("Several other models are being opened; choose this one again in some minutes.")
+                self._opened[name] = Future()
+                # A daemon, so that a server that is stopped does not wait for a download.
+                threading.Thread(target=self._fill, args=(name, self._opened[name]), daemon=True).start()
             self._opened.move_to_end(name)
-            if future.done() and future.exception() is not None:
-                del self._opened[name]
-            while len(self._opened) > KEPT:
-                self._opened.popitem(last=False)
-        return future
+            ready = [other for other, future in self._opened.items() if future.done() and other != self.names[0]]
+            for other in ready[: max(0, len(self._opened) - KEPT)]:
+                del self._opened[other]
+            return self._opened[name]
+
+    def _fill(self, name: str, future: Future[OpenedModel]) -> None:
+        """Opens a model when it is its turn."""
+        future.set_running_or_notify_cancel()  # from here on nobody who waits for it can cancel it
+        try:
+            with self._turn:
+                future.set_result(open_model(name, self._folder, self._report, **self._places))
+        except BaseException as error:
+            future.set_exception(error)
+            time.sleep(RETRY_SECONDS)
+            with self._lock:
+                if self._opened.get(name) is future:
+                    del self._opened[name]
 
     def opened(self, number: int) -> OpenedModel | None:
         """The model at a place of `names`, if it is open; opens none."""

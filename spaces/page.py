@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import logging
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import TimeoutError as FutureTimeoutError
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from .models import RUNTIMES, Models, OpenedModel
 
 MAX_PHOTO_PIXELS = 25_000_000
 """A photo of a 24-megapixel camera; decoding it takes a second and 200 MB."""
-OPENING_SECONDS = 600
 EXAMPLES = sorted((Path(__file__).parent / "examples").glob("*.jpg"))
 STYLES = [Path(__file__).with_name(name) for name in ("common.css", "style.css")]
 
@@ -37,9 +36,7 @@ def build_page(models: Models) -> gr.Blocks:
     Args:
         models: What visitors can choose; the first should be open.
     """
-    with gr.Blocks(
-        title="MobileViT: PyTorch, Keras, TFLite", analytics_enabled=False, delete_cache=(600, 3600)
-    ) as page:
+    with gr.Blocks(title="MobileViT: PyTorch, Keras, TFLite", analytics_enabled=False) as page:
         gr.HTML(panels.HEADER)
         model = gr.Dropdown(
             models.names,
@@ -143,32 +140,32 @@ def classify_tab(models: Models, model: gr.Dropdown) -> None:
             )
 
         try:
-            return _logged(path, name, compute)
+            return _logged(path, compute)
         except _NotReadyError as wait:
             return panels.waiting(str(wait)), "", ""
         except MobileViTHubError as error:
             return panels.problem(str(error)), "", ""
 
-    def open_first(name: str) -> Iterator[tuple[str, str, str]]:
-        """Says that a model is being opened, until it is."""
+    async def open_first(name: str) -> AsyncIterator[tuple[str, str, str]]:
+        """Says that a model is being opened, until it is or cannot be, which the event after this one says."""
         try:
             future = models.open(name)
-            if not future.done():
-                yield panels.waiting(_OPENING.format(name=name)), "", ""
-                future.result(OPENING_SECONDS)
-        except FutureTimeoutError:
-            yield panels.waiting(_OPENING.format(name=name)), "", ""
         except MobileViTHubError:
-            pass  # which the event after this one says
+            return
+        if not future.done():
+            yield panels.waiting(_OPENING.format(name=name)), "", ""
+            await asyncio.wait([asyncio.wrap_future(future)])
 
-    def classify_photo(path: str, name: str, chosen: list[str]) -> dict[str, Any]:
+    def classify_photo(path: str | None, name: str, chosen: list[str]) -> dict[str, Any]:
         """Classifies an uploaded photo in each of some runtimes."""
+        if path is None:
+            raise gr.Error("There is no photo; upload one and name it.", print_exception=False)
 
         def compute() -> dict[str, Any]:
             return classify(_load(path), _opened(models, name), chosen)
 
         try:
-            return _logged(path, name, compute)
+            return _logged(path, compute)
         except (MobileViTHubError, _NotReadyError) as error:
             raise gr.Error(str(error), print_exception=False) from error
 
@@ -177,7 +174,12 @@ def classify_tab(models: Models, model: gr.Dropdown) -> None:
     examples.click(lambda i: str(EXAMPLES[i]), examples, photo, api_visibility="private", queue=False)
     gr.on([photo.change, runtimes.change, stage.change, again.click], show, inputs, outputs, **shared)
     model.change(
-        open_first, [model], outputs, api_visibility="private", concurrency_id="open", concurrency_limit=4
+        open_first,
+        [model],
+        outputs,
+        api_visibility="private",
+        concurrency_limit=None,  # it only waits, and takes no thread for it
+        trigger_mode="multiple",  # who changes their mind need not wait for the first choice
     ).then(show, inputs, outputs, **shared)
     # The same for programs: an event without anything to click, of the same queue.
     gr.Button(visible=False).click(
@@ -197,7 +199,7 @@ def about_tab(models: Models, model: gr.Dropdown) -> None:
 
 
 TABS: dict[str, Callable[[Models, gr.Dropdown], None]] = {"Classify": classify_tab, "About": about_tab}
-"""Title and function of each tab. A tab for another task is one more function here."""
+"""Title and function of each tab. A tab for another task is one more function, with a choice of its models in it."""
 
 
 # --------------------------------------------------------------------------------------------------
@@ -239,7 +241,7 @@ def _load(path: str) -> Image.Image:
         raise ImageError(f"The photo cannot be used: {text}") from error
 
 
-def _logged(path: str, name: str, compute: Callable[[], Any]) -> Any:
+def _logged(path: str, compute: Callable[[], Any]) -> Any:
     """Runs a computation and logs what came of it, but nothing that a visitor wrote or sent.
 
     What nobody foresaw is named without details; its traceback goes into the log.

@@ -1,14 +1,17 @@
-"""Starts the demo and keeps it within its limits: bytes, pixels, waiting visitors, headers, a clean end."""
+"""Starts the demo, behind its limits, and ends it cleanly."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
+import math
 import os
 import socket
 import sys
+import threading
+import traceback
 import webbrowser
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,24 +20,20 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import gradio as gr
+import gradio.processing_utils
 import gradio.queueing
 import uvicorn
 from fastapi import FastAPI, HTTPException
-from fastapi.responses import FileResponse, PlainTextResponse, Response
-from starlette.requests import ClientDisconnect
+from fastapi.responses import FileResponse, Response
 
 from mobilevit_hub.errors import InputError, SourceError
 from mobilevit_hub.files import temporary_folder
 
 from . import panels
+from .limits import FULL, MAX_FILE_BYTES, MAX_UPLOADS_BYTES, NO_ROOM, Limits, delete_old, files_below
 from .models import PRECISIONS, Models, export_folder
 from .page import EXAMPLES, STYLES, build_page, theme
 
-MAX_FILE_BYTES = 10_000_000
-MAX_BODY_BYTES = 12_000_000
-"""Of a whole request: Gradio's limit is per file, of which a request can have many."""
-BODY_SECONDS = 30
-"""Until the next piece of a request's body has come; who is slower is sent away."""
 MAX_THREADS = 8
 GRACE_SECONDS = 10
 """For answers that are on their way when the server is told to stop."""
@@ -69,29 +68,37 @@ def serve(
     _log_to_stderr()
     listener = _bind(host, port)
     with listener, temporary_folder() as folder:
-        os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")
+        uploads = folder / "uploads"
+        os.environ["GRADIO_TEMP_DIR"] = str(uploads)
         models = Models(names, folder=export_folder() or folder / "exports", report=log.info, **places)
         models.open(models.names[0]).result()
-        address = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{listener.getsockname()[1]}"  # noqa: S104
+        shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
+        address = f"http://{shown}:{listener.getsockname()[1]}"
+        app = build_app(models, uploads, embed=embed)
+        threading.Thread(target=delete_old, args=(uploads,), daemon=True).start()
         config = uvicorn.Config(
-            build_app(models, embed=embed),
+            app,
             log_level="warning",
             access_log=False,
             timeout_graceful_shutdown=GRACE_SECONDS,
             server_header=False,
         )
-        listener.listen(128)
+        try:
+            listener.listen(128)
+        except OSError as error:  # another program took it while the model was being opened
+            raise _cannot_be_used(host, port, error) from error
         log.info("the demo is at %s; Ctrl-C ends it", address)
         if open_browser:
             webbrowser.open(address)
         uvicorn.Server(config).run(sockets=[listener])
 
 
-def build_app(models: Models, *, embed: bool = False) -> FastAPI:
+def build_app(models: Models, uploads: Path, *, embed: bool = False) -> FastAPI:
     """The page, `/health`, and the exported files, behind the limits.
 
     Args:
         models: What visitors can choose.
+        uploads: Where Gradio keeps photos.
         embed: As for `serve`.
     """
     app = FastAPI(title="mobilevit_hub demo", docs_url=None, redoc_url=None, openapi_url=None)
@@ -113,6 +120,7 @@ def build_app(models: Models, *, embed: bool = False) -> FastAPI:
         path = model.files[runtime]
         return FileResponse(path, media_type="application/octet-stream", filename=path.name)
 
+    _change_gradio()
     page = build_page(models)
     page.max_threads = MAX_THREADS
     page._queue.max_thread_count = MAX_THREADS
@@ -132,81 +140,14 @@ def build_app(models: Models, *, embed: bool = False) -> FastAPI:
         allowed_paths=[str(EXAMPLES[0].parent)],
     )
     page.has_launched = True  # only then does Gradio refuse paths that nobody uploaded, and mounting does not say so
-    app.add_middleware(Limits, embed=embed)
+
+    def refusal() -> str:
+        if len(page._queue) >= (page._queue.max_size or math.inf):
+            return FULL
+        return NO_ROOM if sum(size for _, _, size in files_below(uploads)) > MAX_UPLOADS_BYTES else ""
+
+    app.add_middleware(Limits, refusal=refusal, embed=embed)
     return app
-
-
-class Limits:
-    """Refuses bodies that are too large or too slow, and sends security headers with every answer (ASGI).
-
-    Args:
-        app: What is behind it.
-        embed: Whether other sites may show the page in a frame.
-    """
-
-    def __init__(self, app: Any, *, embed: bool = False) -> None:
-        self._app = app
-        self._headers = [
-            (b"x-content-type-options", b"nosniff"),
-            (b"referrer-policy", b"same-origin"),
-            (b"permissions-policy", b"camera=(self), microphone=(), geolocation=()"),
-            *([] if embed else [(b"x-frame-options", b"SAMEORIGIN")]),
-        ]
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """One request."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        started = refused = False
-        announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
-        size, complete = 0, scope["method"] in ("GET", "HEAD")
-
-        async def send_with_headers(message: Any) -> None:
-            nonlocal started
-            if refused:  # what the app says of the error that stopped it
-                return
-            started = started or message["type"] == "http.response.start"
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", []), *self._headers]
-            await send(message)
-
-        async def refuse(status: int, text: str) -> None:
-            nonlocal refused
-            if not started:
-                answer = PlainTextResponse(text, status, headers={"connection": "close"})
-                await answer(scope, receive, send_with_headers)
-            refused = True
-
-        async def receive_limited() -> Any:
-            nonlocal size, complete
-            if complete:  # what follows is the end of the connection, however late
-                return await receive()
-            try:
-                message = await asyncio.wait_for(receive(), BODY_SECONDS)
-            except TimeoutError:
-                await refuse(408, f"The upload stood still for {BODY_SECONDS} seconds; try again.")
-                raise
-            size += len(message.get("body", b""))
-            complete = not message.get("more_body", False)
-            if size > MAX_BODY_BYTES:
-                await refuse(413, _TOO_LARGE)
-                raise ValueError(_TOO_LARGE)
-            return message
-
-        if announced.isdigit() and int(announced) > MAX_BODY_BYTES:
-            await refuse(413, _TOO_LARGE)
-            return
-        try:
-            await self._app(scope, receive_limited, send_with_headers)
-        except ClientDisconnect:  # the visitor left, which is nobody's fault
-            return
-        except Exception:
-            if not refused:
-                raise
-
-
-_TOO_LARGE = f"The photo is too large: at most {MAX_FILE_BYTES // 10**6} MB are taken. Save it smaller."
 
 
 def _bind(host: str, port: int) -> socket.socket:
@@ -223,22 +164,39 @@ def _bind(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
     except OSError as error:
         listener.close()
-        raise SourceError(
-            f"Port {port} of {host} cannot be used: {error.strerror or error}. Choose another with --port, or 0 for "
-            "any that is free."
-        ) from error
+        raise _cannot_be_used(host, port, error) from error
     return listener
 
 
+def _cannot_be_used(host: str, port: int, error: OSError) -> SourceError:
+    return SourceError(
+        f"Port {port} of {host} cannot be used: {error.strerror or error}. Choose another with --port, or 0 for any "
+        "that is free."
+    )
+
+
 def _log_refusal() -> None:
-    """Logs the kind of error that Gradio caught."""
-    log.warning("Gradio refused a request: %s", getattr(sys.exc_info()[0], "__name__", "unknown"))
+    """Logs the kind of error that Gradio caught, and where it was raised."""
+    kind, _, trace = sys.exc_info()
+    places = traceback.extract_tb(trace)
+    place = f"{Path(places[-1].filename).name}:{places[-1].lineno}" if places else "nowhere"
+    log.warning("Gradio refused a request: %s at %s", getattr(kind, "__name__", "unknown"), place)
+
+
+async def _fetch_nothing(address: str, cache_dir: str) -> str:
+    raise gr.Error("Photos are uploaded; addresses are not fetched.", print_exception=False)
+
+
+def _change_gradio() -> None:
+    """Changes what no setting of Gradio can."""
+    # It would print a traceback, with what the visitor sent, such as a path of the server that it refused.
+    gradio.queueing.traceback = SimpleNamespace(print_exc=_log_refusal)  # type: ignore[assignment]
+    # It would download what a visitor names instead of uploading it: whole, and whatever its size.
+    gradio.processing_utils.async_ssrf_protected_download = _fetch_nothing
 
 
 def _log_to_stderr() -> None:
     """A line for what happens; none of them has anything of a request but sizes, times and outcomes."""
-    # Gradio would print a traceback, with what the visitor sent, such as a path of the server that it refused.
-    gradio.queueing.traceback = SimpleNamespace(print_exc=_log_refusal)  # type: ignore[assignment]
     if not log.handlers:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))

@@ -34,10 +34,9 @@ class Server:
     """A model of the user that it offers."""
 
     def upload(self, content, name="photo.jpg"):
-        """Uploads a file; its path on the server."""
+        """Status, and the path on the server or the message, of an upload."""
         answer = httpx.post(f"{self.url}/gradio_api/upload", files={"files": (name, content)}, timeout=60)
-        answer.raise_for_status()
-        return answer.json()[0]
+        return answer.status_code, answer.json()[0] if answer.status_code == 200 else answer.text
 
     def call(self, file, model=EMBEDDED, runtimes=("pt",)):
         """Status, and the result or the message, of a call with `{"path": …}` or `{"url": …}`."""
@@ -52,19 +51,20 @@ class Server:
 
     def classify(self, content, name="photo.jpg", **options):
         """As `call`, of a file that is uploaded first."""
-        return self.call({"path": self.upload(content, name)}, **options)
+        status, path = self.upload(content, name)
+        return self.call({"path": path}, **options) if status == 200 else (status, path)
 
 
-def start(*arguments, cache):
+def start(*arguments, cache, temporary=None):
     """Starts `mobilevit-hub demo`; a Hub that does not answer stands for no network."""
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(sys.path),
         "XDG_CACHE_HOME": str(cache),
         "HF_ENDPOINT": "http://127.0.0.1:9",
-        "TMPDIR": str(cache),
     }
     cache.mkdir(parents=True, exist_ok=True)
+    environment["TMPDIR"] = str(temporary or cache)
     return subprocess.Popen(
         [sys.executable, "-m", "mobilevit_hub.cli", "demo", *map(str, arguments)],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment,
@@ -72,9 +72,9 @@ def start(*arguments, cache):
 
 
 @contextmanager
-def running(*arguments, cache):
-    """The demo, once it answers."""
-    process = start(*arguments, "--port", 0, cache=cache)
+def running(*arguments, cache, temporary=None):
+    """The demo, once it answers; `temporary` is its folder for temporary files."""
+    process = start(*arguments, "--port", 0, cache=cache, temporary=temporary)
     lines = []
     for line in process.stderr:
         lines.append(line.rstrip())

@@ -164,9 +164,11 @@ function takePhoto(file) {
 }
 
 async function takeExample({ file, what }) {
+  const before = photo;
   try {
     const response = await get(new URL(`photos/${file}`, document.baseURI), file);
-    takePhoto(new File([await response.blob()], what));
+    const example = new File([await response.blob()], what);
+    if (photo === before) takePhoto(example); // else the visitor chose another one while this came
   } catch (error) {
     fail(error);
   }
