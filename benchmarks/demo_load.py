@@ -1,6 +1,6 @@
 """The web demo under load: more and more visitors at once, some with bad, large or broken-off uploads.
 
-    python benchmarks/demo_load.py                             # 1 to 64 visitors, 15 seconds each, 5 minutes
+    python benchmarks/demo_load.py                             # 1 to 64 visitors, 15 seconds each, 4 minutes
     python benchmarks/demo_load.py --visitors 8 --seconds 600  # does anything grow or slow down?
 
 Starts `mobilevit-hub demo` in a process of its own. Each visitor uploads a photo, asks for its labels in PyTorch and
@@ -153,6 +153,8 @@ async def visit(client: httpx.AsyncClient, kind: str, content: bytes, expected: 
             pass
         return "left"
     uploaded = await client.post("/gradio_api/upload", files={"files": ("photo.jpg", content)})
+    if uploaded.status_code == 503 and "full" in uploaded.text:
+        return "full"
     if uploaded.status_code != 200:
         return f"upload {uploaded.status_code}"
     data = [{"path": uploaded.json()[0], "meta": {"_type": "gradio.FileData"}}, MODEL, ["pt"]]

@@ -59,7 +59,7 @@ def training_batch(indices: list[int]) -> torch.Tensor:
 # %%
 model = mh.from_pretrained(checkpoint, id2label=dict(enumerate(photos.label_names)))
 classifier = list(model.classifier.parameters())
-others = list(model.mobilevit.parameters())
+others = list(model.base_model.parameters())
 
 
 def train_for(epochs: int, learning_rate: float, parameters: list[torch.nn.Parameter]) -> None:

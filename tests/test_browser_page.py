@@ -35,6 +35,7 @@ EMBEDDED = "mobilevit-xxs-tiny-imagenet"
 PRECISIONS = ("int8-dynamic", "fp32")
 EXAMPLES = ("chelsea_cat.jpg", "espresso.jpg", "pizza.jpg", "school_bus.jpg")
 BUS = PHOTOS / "school_bus.jpg"
+COLOURS = BROWSER.parent / "common.css"
 SECONDS = 20_000
 expect.set_options(timeout=SECONDS)
 PATH = "/below/another/address/"
@@ -43,11 +44,16 @@ PATH = "/below/another/address/"
 # --- The page, built and served -------------------------------------------------------------------------------------
 
 
-def newest(*folders):
-    """When something in these folders was changed last, without what is copied, installed or built there."""
+def newest(*paths):
+    """When these files, or something in these folders, were changed last; not what is installed or built there."""
     skipped = {"node_modules", "dist", "public"}
-    files = [file for folder in folders for file in folder.rglob("*") if not skipped & set(file.parts)]
-    return max(file.stat().st_mtime for file in files if file.is_file())
+    files = [
+        file
+        for path in paths
+        for file in (path, *path.rglob("*"))
+        if file.is_file() and not skipped & set(file.relative_to(path).parts)
+    ]
+    return max(file.stat().st_mtime for file in files)
 
 
 @pytest.fixture(scope="session")
@@ -67,7 +73,7 @@ def models():
 def dist(models):
     """The built page."""
     built = BROWSER / "dist" / "index.html"
-    if not built.exists() or built.stat().st_mtime < newest(BROWSER, PHOTOS, BROWSER / "public" / "models"):
+    if not built.exists() or built.stat().st_mtime < newest(BROWSER, PHOTOS, COLOURS, *models.values()):
         commands = [["run", "build"]] if (BROWSER / "node_modules").exists() else [["ci"], ["run", "build"]]
         for command in commands:
             done = subprocess.run([NPM, *command], cwd=BROWSER, capture_output=True, text=True, check=False)
