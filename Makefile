@@ -66,8 +66,12 @@ docs: .venv/.test
 
 BROWSER_MODEL := spaces/browser/public/models/mobilevit-xxs-tiny-imagenet
 
-browser: $(BROWSER_MODEL)-fp32.tflite $(BROWSER_MODEL)-int8-dynamic.tflite
-	cd spaces/browser && npm ci && npm run build
+browser: $(BROWSER_MODEL)-fp32.tflite $(BROWSER_MODEL)-int8-dynamic.tflite spaces/browser/node_modules/installed
+	cd spaces/browser && npm run build
+
+spaces/browser/node_modules/installed: spaces/browser/package-lock.json
+	cd spaces/browser && npm ci
+	touch $@
 
 $(BROWSER_MODEL)-%.tflite: src/mobilevit_hub/assets/mobilevit-xxs-tiny-imagenet/model.safetensors | .venv/.space
 	mkdir -p $(@D)
