@@ -39,7 +39,7 @@ SHARES = {"good": 0.90, "bad": 0.05, "large": 0.03, "leaves": 0.02}
 TOLERANCE = 1e-4
 BURST = 500
 P95_FACTOR, P95_SECONDS, THROUGHPUT, RECOVERY_SECONDS = 1.5, 3.0, 0.9, 5.0
-"""p95 with 8 visitors against 8 single requests, and in seconds; requests a second with 64 against 8; after the burst."""
+"""p95 with 8 visitors against 8 single requests, and in seconds; answers with 64 against 8; after the burst."""
 GROWTH = {"megabytes": 50.0, "open files": 20, "threads": 20}
 """The most that may come on top between the first and the last quarter of the soak."""
 
