@@ -80,6 +80,7 @@ class Plan:
         self.result, self.labels = pooled.place, pooled.channels
         self.table = np.array(self.steps, np.int64)
         self.weights = np.concatenate(self.arrays)
+        self.arrays.clear()  # they are as large again
 
     # --- memory
 
