@@ -154,7 +154,9 @@ def classify_tab(models: Models, model: gr.Dropdown) -> None:
             return
         if not future.done():
             yield panels.waiting(_OPENING.format(name=name)), "", ""
-            await asyncio.wait([asyncio.wrap_future(future)])
+            opened = asyncio.wrap_future(future)
+            await asyncio.wait([opened])
+            opened.exception()  # or asyncio would log that nobody looked
 
     def classify_photo(path: str | None, name: str, chosen: list[str]) -> dict[str, Any]:
         """Classifies an uploaded photo in each of some runtimes."""
