@@ -45,8 +45,9 @@ def about(name: str) -> str:
 def _heading(name: str, card: ModelCard | None) -> str:
     """The name of a user's model, and its licence or where its card is."""
     lines = [f"# {markdown_text(Path(name).name)}"]
-    if card is not None and card.data.license:
-        lines.append(f"Licence: {markdown_text(str(card.data.license))}")
+    licence = card.data.to_dict().get("license") if card else None
+    if licence:
+        lines.append(f"Licence: {markdown_text(str(licence))}")
     elif not Path(name).expanduser().exists():
         lines.append(f"[Its card, with the licence, on the Hub](https://huggingface.co/{quote(name)})")
     return "\n\n".join(lines) + "\n"

@@ -192,7 +192,7 @@ def _change_gradio() -> None:
     # It would print a traceback, with what the visitor sent, such as a path of the server that it refused.
     gradio.queueing.traceback = SimpleNamespace(print_exc=_log_refusal)  # type: ignore[assignment]
     # It would download what a visitor names instead of uploading it: whole, and whatever its size.
-    gradio.processing_utils.async_ssrf_protected_download = _fetch_nothing
+    gradio.processing_utils.async_ssrf_protected_download = _fetch_nothing  # type: ignore[assignment]
 
 
 def _log_to_stderr() -> None:

@@ -149,6 +149,18 @@ def test_labels_are_text_on_the_page(opened):
         assert "<img src=x" not in html and "&lt;img src=x" in html
 
 
+def test_about_names_the_licence_and_shows_no_foreign_picture(tmp_path):
+    from mobilevit_hub.spaces.about import about
+
+    (tmp_path / "README.md").write_text(
+        "---\nlicense: mit\n---\nMy card\n<img src='https://other.host/a.png'>\n![b](https://other.host/b.png)\n"
+    )
+    text = about(str(tmp_path))
+    assert "Licence: mit" in text and "My card" in text and "other.host" not in text
+    assert "https://huggingface.co/owner/model" in about("owner/model")
+    assert "https://huggingface.co/apple/mobilevit-small" in about("mobilevit-s")
+
+
 def test_only_the_models_of_the_list_are_opened(tmp_path):
     from mobilevit_hub.spaces.models import Models
 
