@@ -32,6 +32,7 @@ from PIL import Image
 from processes import FOLDER, machine, write_results
 
 import mobilevit_hub as mh
+from mobilevit_hub.spaces.limits import RETRY_SECONDS
 
 MODEL = "mobilevit-xxs-tiny-imagenet"
 PHOTOS = FOLDER.parent / "examples" / "photos"
@@ -207,7 +208,7 @@ async def crowd(
                 times.append(took)
             if outcome == "full":
                 refusals.append(took)
-                await asyncio.sleep(0.5)  # as a person would, before trying again
+                await asyncio.sleep(RETRY_SECONDS)
 
     started = time.perf_counter()
     await asyncio.gather(*(visitor(number) for number in range(visitors)))
@@ -278,7 +279,7 @@ def report(record: dict[str, Any]) -> tuple[list[str], dict[str, Any], list[str]
         "",
         f"{about['processor']}, {about['cores']} cores for server and visitors; {MODEL} in PyTorch, "
         f"{record['seconds']:g} s for each number of visitors, then a soak of four quarters with 8 of them. They start "
-        "again as soon as they have their answer, or half a second after they were told to wait: 90 % "
+        "again as soon as they have their answer, or when they were told to: 90 % "
         "good photos, 5 % files that are none, 3 % photos of 9.4 MB, 2 % that leave during the upload. Times are those "
         "of good photos, from the upload to the answer. Written by `python benchmarks/demo_load.py`.",
         "",

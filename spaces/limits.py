@@ -22,6 +22,8 @@ MAX_UPLOADS_BYTES = 1_000_000_000
 UPLOAD_SECONDS = 3600
 """So long photos stay on the disk, also those whose upload was broken off."""
 SWEEP_SECONDS = 60
+RETRY_SECONDS = 2
+"""What visitors who are told to wait are asked for."""
 
 FULL = "Many photos are waiting, and the queue is full; try again in some seconds."
 NO_ROOM = "The server has no room for more photos; try again in an hour."
@@ -68,7 +70,8 @@ class Limits:
         async def refuse(status: int, text: str) -> None:
             nonlocal refused
             if not started:
-                answer = PlainTextResponse(text, status, headers={"connection": "close"})
+                later = {"retry-after": str(RETRY_SECONDS)} if status == 503 else {}
+                answer = PlainTextResponse(text, status, headers={"connection": "close", **later})
                 await answer(scope, receive, send_with_headers)
             refused = True
 

@@ -17,6 +17,7 @@ from typing import Any
 
 # Read by Gradio when it is imported.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import gradio as gr
@@ -35,6 +36,8 @@ from .models import PRECISIONS, Models, export_folder
 from .page import EXAMPLES, STYLES, build_page, theme
 
 MAX_THREADS = 8
+MAX_SESSIONS = 100
+"""Of which Gradio keeps a copy of the page, 40 kB each; one that is forgotten gets a new one."""
 GRACE_SECONDS = 10
 """For answers that are on their way when the server is told to stop."""
 
@@ -124,6 +127,7 @@ def build_app(models: Models, uploads: Path, *, embed: bool = False) -> FastAPI:
     page = build_page(models)
     page.max_threads = MAX_THREADS
     page._queue.max_thread_count = MAX_THREADS
+    page.state_session_capacity = MAX_SESSIONS
     app = gr.mount_gradio_app(
         app,
         page,

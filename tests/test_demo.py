@@ -461,7 +461,8 @@ def test_an_upload_is_refused_with_the_reason_and_not_read_by_the_page():
     scope = {"type": "http", "method": "POST", "headers": [], "path": "/gradio_api/upload"}
     limited = limits.Limits(app, refusal=lambda: reasons.pop(0))
     asyncio.run(limited(scope, receive, send))
-    assert sent[0]["status"] == 503 and sent[1]["body"] == b"the queue is full" and body == []
+    assert sent[0]["status"] == 503 and (b"retry-after", b"2") in sent[0]["headers"]
+    assert sent[1]["body"] == b"the queue is full" and body == []
     asyncio.run(limited(scope, receive, send))
     assert sent[2:] == ["the page"]
 
