@@ -63,11 +63,13 @@ docs: .venv/.test
 	$(BIN)/python docs/figures.py
 	$(BIN)/python docs/tables.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "The documentation is in site/index.html."
 
 BROWSER_MODEL := spaces/browser/public/models/mobilevit-xxs-tiny-imagenet
 
 browser: $(BROWSER_MODEL)-fp32.tflite $(BROWSER_MODEL)-int8-dynamic.tflite spaces/browser/node_modules/installed
 	cd spaces/browser && npm run build
+	@echo "The page is in spaces/browser/dist; npm --prefix spaces/browser run preview shows it."
 
 spaces/browser/node_modules/installed: spaces/browser/package-lock.json
 	cd spaces/browser && npm ci

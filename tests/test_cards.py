@@ -4,6 +4,7 @@ import ast
 import re
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import yaml
 from huggingface_hub import ModelCard
@@ -72,7 +73,9 @@ def table_of(body):
 def test_card_says_what_was_measured():
     _, header, body = training_card(log_of(), config_of("cat", "dog")).split("---\n", 2)
     table = table_of(body)
-    assert table["top-1"] == "75.00 % ± 4.24 (95 % interval)"  # 1.96 · √(0.75 · 0.25 / 400)
+    z = 1.959964  # Wilson's interval: where |share - p| = z · √(p · (1 - p) / n)
+    ends = np.roots([400 + z * z, -(2 * 400 * 0.75 + z * z), 400 * 0.75**2])
+    assert table["top-1"] == f"75.00 % (95 % interval {100 * min(ends):.2f} to {100 * max(ends):.2f})"
     assert table["top-5"] == "90.00 %"
     assert table["measured on"] == "400 validation photos"
     assert table["classes"] == "2: cat, dog"
@@ -102,9 +105,10 @@ def test_card_of_a_run_from_python_has_no_empty_command():
     assert "Command" not in body and "```" not in body
 
 
-@pytest.mark.parametrize("top1", [0.0, 1.0])
-def test_card_of_an_extreme_score(top1):
-    assert f"| top-1 | {100 * top1:.2f} % ± 0.00" in training_card(log_of(top1=top1), config_of("cat"))
+@pytest.mark.parametrize(("top1", "interval"), [(0.0, "0.00 to 0.95"), (1.0, "99.05 to 100.00")])
+def test_an_extreme_score_is_not_certain(top1, interval):  # z² / (400 + z²) = 0.0095
+    text = f"| top-1 | {100 * top1:.2f} % (95 % interval {interval}) |"
+    assert text in training_card(log_of(top1=top1), config_of("cat"))
 
 
 @pytest.mark.parametrize("text", HOSTILE)

@@ -6,13 +6,13 @@ file can change what a card says.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError
+from .metrics.comparison import wilson_interval
 from .presets import Preset
 from .recipes import parse_size_schedule
 from .saving import CARD_FILE
@@ -275,7 +275,7 @@ def training_card(log: dict[str, Any], config: Any) -> str:
     """
     from huggingface_hub import EvalResult
 
-    interval = 196 * math.sqrt(max(log["top1"] * (1 - log["top1"]), 1e-12) / log["count"])
+    low, high = wilson_interval(round(log["top1"] * log["count"]), log["count"])
     scores = [
         EvalResult(
             task_type="image-classification",
@@ -289,7 +289,7 @@ def training_card(log: dict[str, Any], config: Any) -> str:
     ]
     shown = ", ".join(label.split(",")[0] for label in list(config.id2label.values())[:8])
     facts = [
-        ("top-1", f"{100 * log['top1']:.2f} % ± {interval:.2f} (95 % interval)"),
+        ("top-1", f"{100 * log['top1']:.2f} % (95 % interval {100 * low:.2f} to {100 * high:.2f})"),
         ("top-5", f"{100 * log['top5']:.2f} %"),
         ("measured on", f"{log['count']:,} validation photos"),
         ("classes", f"{config.num_labels}: {shown}" + " …" * (config.num_labels > 8)),

@@ -42,9 +42,9 @@ def model_class(model_type: str, framework: str = "pt", task: str = "image-class
     check_framework(framework)
     name = class_name(model_type, task)
     if framework == "tf":
-        require("keras", "tf", "The Keras models")
+        require("keras", "tf", "Opening a Keras model")
         return getattr(import_module("mobilevit_hub.tf"), f"TF{name}")
-    require("torch", "torch", "The PyTorch models")
+    require("torch", "torch", "Opening a PyTorch model")
     return getattr(import_module("mobilevit_hub.pt"), name)
 
 
