@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +109,12 @@ def _opened(file: Path) -> ctypes.CDLL:
     return loaded
 
 
+def _return_freed_memory() -> None:
+    """Gives the system back what the weights took before they were packed, about twice as much; glibc would keep it."""
+    with suppress(AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 _TURN = threading.Lock()
 _crews: dict[tuple[int, int], int] = {}
 """Threads that wait for the next call, by library and number; those of the numbers that were used stay, asleep."""
@@ -151,6 +157,7 @@ class Kernels:
         plan = Plan(network, height, width, int(self._library.lanes()), fields, kinds, *numbers)
         if self._weights is None:
             self._weights, self._network = plan.weights, self._network.to("meta")
+            _return_freed_memory()
         plan.weights = self._weights
         return plan
 
