@@ -156,7 +156,8 @@ class Models:
                 # A daemon, so that a server that is stopped does not wait for a download.
                 threading.Thread(target=self._fill, args=(name, self._opened[name]), daemon=True).start()
             self._opened.move_to_end(name)
-            ready = [other for other, future in self._opened.items() if future.done() and other != self.names[0]]
+            kept = (name, self.names[0])
+            ready = [other for other, future in self._opened.items() if future.done() and other not in kept]
             for other in ready[: max(0, len(self._opened) - KEPT)]:
                 del self._opened[other]
             return self._opened[name]

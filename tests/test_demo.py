@@ -213,6 +213,32 @@ def test_only_some_models_are_opened_at_once_and_only_some_stay(opening, tmp_pat
     assert sorted(opening.names) == names
 
 
+def test_a_model_that_is_asked_for_stays_while_others_are_opened(monkeypatch, tmp_path):
+    from mobilevit_hub.spaces import models as module
+
+    go = {f"model-{i}": threading.Event() for i in range(4)}
+
+    def open_model(name, folder, report, **places):
+        assert go[name].wait(30)
+        return SimpleNamespace(name=name)
+
+    monkeypatch.setattr(module, "open_model", open_model)
+    models = module.Models(list(go), folder=tmp_path)
+    futures = {}
+    for name in list(go)[:2]:
+        futures[name] = models.open(name)
+        if name == "model-0":
+            go[name].set()
+            futures[name].result(30)
+    time.sleep(0.2)  # the second has its turn before the others
+    futures |= {name: models.open(name) for name in list(go)[2:]}
+    go["model-1"].set()
+    futures["model-1"].result(30)
+    assert models.open("model-1") is futures["model-1"]
+    for event in go.values():
+        event.set()
+
+
 def test_a_model_that_failed_is_tried_again_after_a_while(opening, tmp_path):
     from mobilevit_hub.spaces.models import Models
 
