@@ -35,8 +35,8 @@ class Limits:
 
     Args:
         app: What is behind it.
-        refusal: Says why no photo can be taken now, or nothing. Uploads are refused before they are read, since that
-            costs about as much as to classify them.
+        refusal: Says why no photo can be taken now, or nothing. Uploads are refused before they are taken
+            apart and stored, which would take time from the answers of others.
         embed: Whether other sites may show the page in a frame.
     """
 
