@@ -18,11 +18,13 @@
 #include <thread>
 #include <vector>
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 #if defined(BFLOAT16)
 #if !defined(__AVX512BF16__)
 #error "this processor has no products of bfloat16"
 #endif
-#include <immintrin.h>
 #if defined(__AMX_BF16__)
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -42,6 +44,7 @@ constexpr int LANES = 4, ROWS = 4;
 #endif
 typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef int32_t Integers __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef uint32_t Naturals __attribute__((vector_size(4 * LANES), aligned(4)));
 
 static inline Vector load(const float* at) { return *(const Vector*)at; }
 static inline void store(float* at, Vector value) { *(Vector*)at = value; }
@@ -53,10 +56,28 @@ static inline float sum(Vector v) {
   return total;
 }
 
-// e^x to 2e-7 of its value: a power of two, and a polynomial between -ln(2) / 2 and ln(2) / 2.
+static inline Vector larger(Vector x, Vector y) {
+#if defined(__AVX512F__)
+  return (Vector)_mm512_max_ps((__m512)x, (__m512)y);  // the compiler makes two instructions of a comparison
+#else
+  return x > y ? x : y;
+#endif
+}
+
+// e^x to 4e-7 of its value, for x up to 88: a power of two times a polynomial. With AVX-512 sixteenths of a power come
+// from a table, which leaves half the polynomial.
 static inline Vector exponential(Vector x) {
-  x = x < -87.0f ? all(-87.0f) : x;
-  x = x > 88.0f ? all(88.0f) : x;
+  x = larger(all(-87.0f), x);
+#if defined(__AVX512F__)
+  const __m512 powers = _mm512_setr_ps(1.0f, 1.04427378f, 1.09050773f, 1.13878863f, 1.18920712f, 1.24185781f,
+                                       1.29683955f, 1.35425555f, 1.41421356f, 1.47682615f, 1.54221083f, 1.61049033f,
+                                       1.68179283f, 1.75625216f, 1.83400809f, 1.91520656f);
+  const Vector shifted = x * 1.44269504f + 786432.0f;  // the sixteenths stand in the low bits
+  const Vector power = (Vector)_mm512_permutexvar_ps((__m512i)shifted, powers);
+  const Vector whole = shifted - 786432.0f, r = x - whole * 0.693147181f;
+  const Vector p = (r * 0.166666667f + 0.5f) * r + 1.0f;
+  return (Vector)_mm512_scalef_ps((__m512)(p * (r * power) + power), (__m512)whole);
+#else
   const Vector rounded = x * 1.44269504f + 12582912.0f;  // the integer stands in the low bits
   const Vector whole = rounded - 12582912.0f;
   const Vector r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
@@ -68,13 +89,28 @@ static inline Vector exponential(Vector x) {
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
   return p * (Vector)(((Integers)rounded << 23) + (127 << 23));
+#endif
+}
+
+// 1 / x to 1e-7 of its value, for positive x; a division takes several times as long. To 1e-4 where products keep less.
+static inline Vector reciprocal(Vector x) {
+#if defined(__AVX512F__)
+  const Vector near = (Vector)_mm512_rcp14_ps((__m512)x);
+#if defined(BFLOAT16)
+  return near;
+#else
+  return near * (2.0f - x * near);
+#endif
+#else
+  return 1.0f / x;
+#endif
 }
 
 enum Activation { NONE, SWISH, RELU };
 
 static inline Vector activate(Vector x, int64_t activation) {
-  if (activation == SWISH) return x / (1.0f + exponential(-x));
-  if (activation == RELU) return x > 0.0f ? x : Vector{};
+  if (activation == SWISH) return x * reciprocal(1.0f + exponential(-larger(all(-88.0f), x)));
+  if (activation == RELU) return larger(Vector{}, x);
   return x;
 }
 
@@ -88,10 +124,37 @@ struct Left {
   int64_t away(int64_t s) const { return segments == 9 ? s / 3 * line + s % 3 * pixel : s * line; }
 };
 
+// Memory that a thread keeps, with room for reading and writing beyond the end in whole vectors.
 static float* scratch(int64_t floats, int slot) {
-  static thread_local std::vector<float> memory[5];
+  static thread_local std::vector<float> memory[6];
+  floats += 2 * LANES;
   if ((int64_t)memory[slot].size() < floats) memory[slot].assign(floats, 0.0f);
   return memory[slot].data();
+}
+
+// What is made of a product: activation(product + bias) + other; nothing without a bias.
+struct Finish {
+  const float* bias = nullptr;
+  int64_t activation = NONE;
+  const float* other = nullptr;
+  int64_t other_row = 0;
+
+  Finish from(int64_t row, int64_t column) const {
+    return {bias ? bias + column : nullptr, activation, other ? other + row * other_row + column : nullptr, other_row};
+  }
+};
+
+// Finishes some rows of `N` vectors, while they are in the nearest cache.
+template <int N>
+static void finish(const Finish& end, int64_t rows, float* out, int64_t out_row) {
+  if (!end.bias) return;
+  Vector bias[N];
+  for (int n = 0; n < N; n++) bias[n] = load(end.bias + n * LANES);
+  for (int64_t m = 0; m < rows; m++, out += out_row)
+    for (int n = 0; n < N; n++) {
+      const Vector value = activate(load(out + n * LANES) + bias[n], end.activation);
+      store(out + n * LANES, end.other ? value + load(end.other + m * end.other_row + n * LANES) : value);
+    }
 }
 
 #if defined(BFLOAT16)
@@ -105,39 +168,51 @@ constexpr int PAIRS = 1;
 
 static inline int64_t words(int64_t floats) { return (floats + 2 * PAIRS - 1) / (2 * PAIRS) * PAIRS; }
 
-static void narrow(const float* in, int64_t count, uint16_t* out) {
-  for (int64_t i = 0; i < count; i += 16) {
-    const __mmask16 mask = count - i < 16 ? (__mmask16)((1 << (count - i)) - 1) : (__mmask16)0xffff;
-    const __m256bh values = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(mask, in + i));
-    _mm256_mask_storeu_epi16(out + i, mask, (__m256i)values);
-  }
+// In whole vectors: what is written beyond `count` is written again later, and there is room for it.
+static inline void narrow(const float* in, int64_t count, uint16_t* out) {
+  int64_t i = 0;
+  for (; i + 16 < count; i += 32)
+    _mm512_storeu_si512(out + i, (__m512i)_mm512_cvtne2ps_pbh((__m512)load(in + i + 16), (__m512)load(in + i)));
+  if (i < count) _mm256_storeu_si256((__m256i*)(out + i), (__m256i)_mm512_cvtneps_pbh((__m512)load(in + i)));
 }
 
-// The upper half of the bits of a float, rounded to the nearest even one.
-static inline uint32_t rounded(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof(bits));
-  return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-}
-
-// The left side in bfloat16, each row in one piece.
-static Left narrowed(const Left& left) {
+// The left side in bfloat16, each row in one piece, in a scratch memory.
+static Left narrowed(const Left& left, int slot) {
   const int64_t count = left.segments * left.length, row = words(count);
-  float* memory = scratch((left.rows + ROWS) * row, 4);
+  float* memory = scratch((left.rows + ROWS) * row, slot);
   for (int64_t i = 0; i < left.rows; i++) {
     uint16_t* out = (uint16_t*)(memory + i * row);
     for (int64_t s = 0; s < left.segments; s++)
       narrow(left.at + i * left.row + left.away(s), left.length, out + s * left.length);
-    std::memset(out + count, 0, (2 * row - count) * sizeof(uint16_t));
+    if (2 * row > count) _mm512_storeu_si512(out + count, _mm512_setzero_si512());
   }
   return {memory, left.rows, row, row};
+}
+
+// The upper halves of floats, rounded to the nearest even one, in the lower half.
+static inline Naturals rounded(Vector x) {
+  const Naturals bits = (Naturals)x;
+  return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
+// Makes a right side of some rows in one panel, in place; there has to be room for `rows_of_right`.
+static int64_t rows_of_right(int64_t rows) { return std::max(rows, words(rows)); }
+static void join_rows(float* at, int64_t rows, int64_t columns) {
+  for (int64_t k = 0; k < words(rows); k++)
+    for (int64_t c = 0; c < columns; c += LANES) {
+      const Vector first = 2 * k < rows ? load(at + 2 * k * columns + c) : Vector{};
+      const Vector second = 2 * k + 1 < rows ? load(at + (2 * k + 1) * columns + c) : Vector{};
+      store(at + k * columns + c, (Vector)(rounded(second) << 16 | rounded(first)));
+    }
 }
 
 #else
 
 constexpr int PAIRS = 0;
 static inline int64_t words(int64_t floats) { return floats; }
-static const Left& narrowed(const Left& left) { return left; }
+static const Left& narrowed(const Left& left, int) { return left; }
+static int64_t rows_of_right(int64_t rows) { return rows; }
+static void join_rows(float*, int64_t, int64_t) {}
 
 #endif
 
@@ -145,7 +220,7 @@ static const Left& narrowed(const Left& left) { return left; }
 
 // Tiles of 16 rows and 16 words: the sums of up to three vectors of columns, a piece of the rows, and of the columns.
 template <int N>
-static void panel(const Left& left, const float* right, float* out, int64_t out_row) {
+static void panel(const Left& left, const float* right, float* out, int64_t out_row, const Finish& end) {
   float rest[16 * 16];
   __asm__ volatile("" ::: "memory");  // nor that loading a tile reads memory
   for (int64_t i = 0; i < left.rows; i += 16) {
@@ -175,6 +250,7 @@ static void panel(const Left& left, const float* right, float* out, int64_t out_
       if (n == 2) _tile_stored(2, at, step);
       for (int64_t m = 0; m < rows && rows < 16; m++) store(out + (i + m) * out_row + n * 16, load(rest + m * 16));
     }
+    finish<N>(end.from(i, 0), rows, out + i * out_row, out_row);
   }
 }
 
@@ -202,7 +278,8 @@ static inline Vector multiply_add(Vector sum, float x, Vector columns) {
 
 // One block of `M` rows and `N` vectors of columns.
 template <int M, int N>
-static void block(const Left& left, int64_t first, const float* right, float* out, int64_t out_row) {
+static void block(const Left& left, int64_t first, const float* right, float* out, int64_t out_row,
+                  const Finish& end) {
   Vector sums[M][N];
   for (int m = 0; m < M; m++)
     for (int n = 0; n < N; n++) sums[m][n] = Vector{};
@@ -219,14 +296,15 @@ static void block(const Left& left, int64_t first, const float* right, float* ou
   }
   for (int m = 0; m < M; m++)
     for (int n = 0; n < N; n++) store(out + m * out_row + n * LANES, sums[m][n]);
+  finish<N>(end.from(first, 0), M, out, out_row);
 }
 
 template <int N>
-static void panel(const Left& left, const float* right, float* out, int64_t out_row) {
+static void panel(const Left& left, const float* right, float* out, int64_t out_row, const Finish& end) {
   int64_t i = 0;
-  for (; i + ROWS <= left.rows; i += ROWS) block<ROWS, N>(left, i, right, out + i * out_row, out_row);
-  for (; i + 4 <= left.rows; i += 4) block<4, N>(left, i, right, out + i * out_row, out_row);
-  for (; i < left.rows; i++) block<1, N>(left, i, right, out + i * out_row, out_row);
+  for (; i + ROWS <= left.rows; i += ROWS) block<ROWS, N>(left, i, right, out + i * out_row, out_row, end);
+  for (; i + 4 <= left.rows; i += 4) block<4, N>(left, i, right, out + i * out_row, out_row, end);
+  for (; i < left.rows; i++) block<1, N>(left, i, right, out + i * out_row, out_row, end);
 }
 
 static void take_matrix_unit() {}
@@ -247,26 +325,15 @@ struct Panels {
   int64_t start(int64_t i) const { return i * narrow + std::min(i, wider); }
 };
 
-// out = left @ right for the panels from `first` to `last`.
-static void product(const Left& wide, const float* right, int64_t columns, float* out, int64_t out_row,
-                    int64_t first = 0, int64_t last = -1) {
-  const Left& left = narrowed(wide);
+// out = left @ right, and what `end` makes of it, for the panels from `first` to `last`; the left side is `narrowed`.
+static void product(const Left& left, const float* right, int64_t columns, float* out, int64_t out_row,
+                    const Finish& end = {}, int64_t first = 0, int64_t last = -1) {
   const Panels panels(columns);
   for (int64_t i = first; i < (last < 0 ? panels.count : last); i++) {
     const int64_t start = panels.start(i) * LANES, vectors = panels.start(i + 1) - panels.start(i);
     auto run = vectors == 3 ? panel<3> : vectors == 2 ? panel<2> : panel<1>;
-    run(left, right + start * left.segments * left.length, out + start, out_row);
+    run(left, right + start * left.segments * left.length, out + start, out_row, end.from(0, start));
   }
-}
-
-// out = activation(out + bias) + other
-static void finish(int64_t rows, float* out, int64_t out_row, const float* bias, int64_t start, int64_t stop,
-                   int64_t activation, const float* other, int64_t other_row) {
-  for (int64_t i = 0; i < rows; i++, out += out_row, other += other ? other_row : 0)
-    for (int64_t c = start; c < stop; c += LANES) {
-      Vector value = activate(load(out + c) + load(bias + c), activation);
-      store(out + c, other ? value + load(other + c) : value);
-    }
 }
 
 // --- steps -----------------------------------------------------------------------------------------------------------
@@ -372,9 +439,7 @@ static void convolution(const Step& s, const Share& share) {
   const bool by_columns = s.height == 1;  // one row is too little to share
   const int64_t panels = Panels(s.columns).count;
   const int64_t first = by_columns ? share.start(panels) : 0, last = by_columns ? share.stop(panels) : panels;
-  const int64_t from = Panels(s.columns).start(first) * LANES, to = Panels(s.columns).start(last) * LANES;
   const int64_t begin = by_columns ? 0 : share.start(s.height), end = by_columns ? 1 : share.stop(s.height);
-  const float* bias = share.weights + s.bias;
   for (int64_t y = begin; y < end; y++) {
     const float* in = share.arena + s.source + y * s.stride * s.source_row;
     int64_t pixel = s.source_pixel * s.stride;
@@ -396,27 +461,40 @@ static void convolution(const Step& s, const Share& share) {
     float* out = s.to_tokens ? scratch(s.width * s.columns, 1) : share.arena + s.target + y * s.target_row;
     const int64_t out_pixel = s.to_tokens ? s.columns : s.target_pixel;
     const Left left{in, s.width, pixel, s.length, s.segments, s.source_row, s.source_pixel};
-    product(left, share.weights + s.weights, s.columns, out, out_pixel, first, last);
     const float* other = s.other < 0 ? nullptr : share.arena + s.other + y * s.other_row;
-    finish(s.width, out, out_pixel, bias, from, to, s.activation, other, s.other_pixel);
+    const Finish end{share.weights + s.bias, s.activation, other, s.other_pixel};
+    product(narrowed(left, 4), share.weights + s.weights, s.columns, out, out_pixel, end, first, last);
     if (s.to_tokens) spread(s, share, y, out);
   }
 }
 
-// A row of a depthwise 3x3 convolution: `rows` are three rows of a map, each with a border.
-template <int STRIDE>
-static void depthwise(int64_t width, int64_t channels, const float* const rows[3], const float* weights,
+// `X` pixels of a depthwise 3x3 convolution; what is read serves all of them. `rows` are three rows of a map.
+template <int STRIDE, int X>
+static void depthwise(int64_t channels, const float* const rows[3], int64_t first, const float* weights,
                       const float* bias, float* out) {
   for (int64_t c = 0; c < channels; c += LANES) {
-    Vector taps[9];
-    for (int i = 0; i < 9; i++) taps[i] = load(weights + i * channels + c);
-    const Vector shift = load(bias + c);
-    for (int64_t x = 0; x < width; x++) {
-      Vector total = shift;
-      for (int i = 0; i < 9; i++) total += taps[i] * load(rows[i / 3] + (x * STRIDE + i % 3) * channels + c);
-      store(out + x * channels + c, activate(total, SWISH));
+    Vector totals[X];
+    for (int x = 0; x < X; x++) totals[x] = load(bias + c);
+    for (int i = 0; i < 3; i++) {
+      Vector taps[3];
+      for (int t = 0; t < 3; t++) taps[t] = load(weights + (3 * i + t) * channels + c);
+      const float* in = rows[i] + first * STRIDE * channels + c;
+      for (int j = 0; j < (X - 1) * STRIDE + 3; j++) {
+        const Vector value = load(in + j * channels);
+        for (int x = 0; x < X; x++)
+          if (j >= x * STRIDE && j < x * STRIDE + 3) totals[x] += taps[j - x * STRIDE] * value;
+      }
     }
+    for (int x = 0; x < X; x++) store(out + (first + x) * channels + c, activate(totals[x], SWISH));
   }
+}
+
+template <int STRIDE>
+static void depthwise_row(int64_t width, int64_t channels, const float* const rows[3], const float* weights,
+                          const float* bias, float* out) {
+  int64_t x = 0;
+  for (; x + 4 <= width; x += 4) depthwise<STRIDE, 4>(channels, rows, x, weights, bias, out);
+  for (; x < width; x++) depthwise<STRIDE, 1>(channels, rows, x, weights, bias, out);
 }
 
 // Expansion, depthwise 3x3 and reduction, row by row: the wide map is never there as a whole. Without weights for the
@@ -441,17 +519,16 @@ static void inverted_residual(const Step& s, const Share& share) {
       }
       std::memset(out, 0, s.hidden * sizeof(float));
       std::memset(out + row - s.hidden, 0, s.hidden * sizeof(float));
-      product({in, in_width, s.source_pixel, s.channels}, share.weights + s.weights, s.hidden, out + s.hidden,
-              s.hidden);
-      finish(in_width, out + s.hidden, s.hidden, share.weights + s.bias, 0, s.hidden, SWISH, nullptr, 0);
+      product(narrowed({in, in_width, s.source_pixel, s.channels}, 4), share.weights + s.weights, s.hidden,
+              out + s.hidden, s.hidden, {share.weights + s.bias, SWISH});
     }
-    (s.stride == 2 ? depthwise<2> : depthwise<1>)(s.width, s.hidden, rows, share.weights + s.second_weights,
-                                                  share.weights + s.second_bias, middle);
+    (s.stride == 2 ? depthwise_row<2> : depthwise_row<1>)(s.width, s.hidden, rows, share.weights + s.second_weights,
+                                                          share.weights + s.second_bias, middle);
     float* out = s.to_tokens ? scratch(s.width * s.columns, 1) : share.arena + s.target + y * s.target_row;
     const int64_t out_pixel = s.to_tokens ? s.columns : s.target_pixel;
-    product({middle, s.width, s.hidden, s.length}, share.weights + s.third_weights, s.columns, out, out_pixel);
     const float* other = s.other < 0 ? nullptr : share.arena + s.other + y * s.other_row;
-    finish(s.width, out, out_pixel, share.weights + s.third_bias, 0, s.columns, NONE, other, s.other_pixel);
+    product(narrowed({middle, s.width, s.hidden, s.length}, 4), share.weights + s.third_weights, s.columns, out, out_pixel,
+            {share.weights + s.third_bias, NONE, other, s.other_pixel});
     if (s.to_tokens) spread(s, share, y, out);
   }
 }
@@ -476,47 +553,60 @@ static float exponentials(float* x, int64_t count, int64_t padded) {
   return 1 / sum(total);
 }
 
-// Packs `count` columns of `length` floats, `column` apart, as the right side of a product, zeros up to `padded`.
-static void pack(const float* in, int64_t column, int64_t step, int64_t count, int64_t length, int64_t padded,
-                 float* out) {
-  const Panels panels(padded);
-  for (int64_t i = 0; i < panels.count; i++)
-    for (int64_t k = 0; k < words(length); k++)
-      for (int64_t c = panels.start(i) * LANES; c < panels.start(i + 1) * LANES; c++, out++) {
-#if defined(BFLOAT16)
-        const bool first = c < count && 2 * k < length, second = c < count && 2 * k + 1 < length;
-        const uint32_t low = first ? rounded(in[c * column + 2 * k * step]) : 0;
-        const uint32_t high = second ? rounded(in[c * column + (2 * k + 1) * step]) : 0;
-        const uint32_t pair = high << 16 | low;
-        std::memcpy(out, &pair, sizeof(pair));
-#else
-        *out = c < count ? in[c * column + k * step] : 0;
-#endif
-      }
+// out[c][r] = in[r][c]
+static void transpose(const float* in, int64_t in_row, int64_t rows, int64_t columns, float* out, int64_t out_row) {
+  for (int64_t c = 0; c < columns; c++)
+    for (int64_t r = 0; r < rows; r++) out[c * out_row + r] = in[r * in_row + c];
 }
 
-// Self-attention of the tokens at each place, by head. The source has query, key and value side by side.
+// Makes e^(x - largest x of the column) of `rows` rows of `N` vectors, and 1 / the sum of each column.
+template <int N>
+static void exponentials_of_columns(float* at, int64_t rows, float* share_of) {
+  Vector largest[N], total[N];
+  for (int n = 0; n < N; n++) largest[n] = load(at + n * LANES), total[n] = Vector{};
+  for (int64_t i = 1; i < rows; i++)
+    for (int n = 0; n < N; n++) largest[n] = larger(largest[n], load(at + (i * N + n) * LANES));
+  for (int64_t i = 0; i < rows; i++)
+    for (int n = 0; n < N; n++) {
+      const Vector power = exponential(load(at + (i * N + n) * LANES) - largest[n]);
+      store(at + (i * N + n) * LANES, power);
+      total[n] += power;
+    }
+  for (int n = 0; n < N; n++) store(share_of + n * LANES, 1.0f / total[n]);
+}
+
+// Self-attention of the tokens at each place, by head. The source has query, key and value side by side. Some queries at
+// a time are the columns of a matrix with a row for each key: what the softmax adds up is whole vectors then, and what
+// it gives is the right side of the product with the values as it stands.
 static void attention(const Step& s, const Share& share) {
-  const int64_t size = s.channels / s.heads, padded = (s.count + 15) / 16 * 16, wide = (size + 15) / 16 * 16;
-  float* keys = scratch(words(size) * padded, 0);
-  float* values = scratch(words(s.count) * wide, 1);
-  float* scores = scratch(ROWS * padded, 2);
-  float* found = scratch(ROWS * wide, 3);
-  const int64_t units = s.places * s.heads;
+  constexpr int64_t AT_ONCE = 3 * LANES;
+  const int64_t size = s.channels / s.heads, units = s.places * s.heads;
+  float* values = scratch(size * s.count, 0);
+  float* queries = scratch(rows_of_right(size) * AT_ONCE, 1);
+  float* scores = scratch(rows_of_right(s.count) * AT_ONCE, 2);
+  float* found = scratch(size * AT_ONCE, 3);
+  float share_of[AT_ONCE];
   for (int64_t unit = share.start(units); unit < share.stop(units); unit++) {
     const int64_t place = unit / s.heads, head = unit % s.heads;
     const float* query = share.arena + s.source + place * s.count * s.source_pixel + head * size;
-    pack(query + s.channels, s.source_pixel, 1, s.count, size, padded, keys);
-    pack(query + 2 * s.channels, 1, s.source_pixel, size, s.count, wide, values);
     float* out = share.arena + s.target + place * s.count * s.target_pixel + head * size;
-    for (int64_t i = 0; i < s.count; i += ROWS) {
-      const int64_t rows = std::min<int64_t>(ROWS, s.count - i);
-      product({query + i * s.source_pixel, rows, s.source_pixel, size}, keys, padded, scores, padded);
-      float share_of[ROWS];
-      for (int64_t m = 0; m < rows; m++) share_of[m] = exponentials(scores + m * padded, s.count, padded);
-      product({scores, rows, padded, s.count}, values, wide, found, wide);
-      for (int64_t m = 0; m < rows; m++)
-        for (int64_t c = 0; c < size; c++) out[(i + m) * s.target_pixel + c] = found[m * wide + c] * share_of[m];
+    transpose(query + 2 * s.channels, s.source_pixel, s.count, size, values, s.count);
+    const Left keys = narrowed({query + s.channels, s.count, s.source_pixel, size}, 4);
+    const Left values_across = narrowed({values, size, s.count, s.count}, 5);
+    for (int64_t first = 0; first < s.count; first += AT_ONCE) {
+      const int64_t count = std::min(AT_ONCE, s.count - first), vectors = (count + LANES - 1) / LANES;
+      const int64_t columns = vectors * LANES;
+      transpose(query + first * s.source_pixel, s.source_pixel, count, size, queries, columns);
+      join_rows(queries, size, columns);
+      product(keys, queries, columns, scores, columns);
+      auto run = vectors == 3 ? exponentials_of_columns<3> : vectors == 2 ? exponentials_of_columns<2>
+                                                                          : exponentials_of_columns<1>;
+      run(scores, s.count, share_of);
+      join_rows(scores, s.count, columns);
+      product(values_across, scores, columns, found, columns);
+      for (int64_t i = 0; i < count; i++)
+        for (int64_t c = 0; c < size; c++)
+          out[(first + i) * s.target_pixel + c] = found[c * columns + i] * share_of[i];
     }
   }
 }
@@ -535,16 +625,16 @@ static void feed_forward(const Step& s, const Share& share) {
     float* out = share.arena + s.source + i * s.source_pixel;
     for (int64_t m = 0; m < rows; m++)
       normalise(out + m * s.source_pixel, staged + m * s.source_pixel, s.channels, s.norm == LAYER_NORM, mean, scale);
-    product({staged, rows, s.source_pixel, s.channels}, share.weights + s.weights, s.hidden, hidden, s.hidden);
-    finish(rows, hidden, s.hidden, share.weights + s.bias, 0, s.hidden, s.activation, nullptr, 0);
+    product(narrowed({staged, rows, s.source_pixel, s.channels}, 4), share.weights + s.weights, s.hidden, hidden, s.hidden,
+            {share.weights + s.bias, s.activation});
     if (s.gate >= 0)
       for (int64_t m = 0; m < rows; m++) {
         const float* gate = share.arena + s.gate + (i + m) / s.count * s.hidden;
         for (int64_t c = 0; c < s.hidden; c += LANES)
           store(hidden + m * s.hidden + c, load(hidden + m * s.hidden + c) * load(gate + c));
       }
-    product({hidden, rows, s.hidden, s.length}, share.weights + s.second_weights, s.columns, result, s.columns);
-    finish(rows, result, s.columns, share.weights + s.second_bias, 0, s.columns, NONE, out, s.source_pixel);
+    product(narrowed({hidden, rows, s.hidden, s.length}, 4), share.weights + s.second_weights, s.columns, result, s.columns,
+            {share.weights + s.second_bias, NONE, out, s.source_pixel});
     for (int64_t m = 0; m < rows; m++)
       std::memcpy(out + m * s.source_pixel, result + m * s.columns, s.columns * sizeof(float));
   }
@@ -589,8 +679,8 @@ static void context(const Step& s, const Share& share) {
       store(pooled + c, (total * share_of - mean) * scale);
     }
     float* out = share.arena + s.target + place * s.columns;
-    product({pooled, 1, 0, s.channels}, share.weights + s.weights, s.columns, out, s.columns);
-    finish(1, out, s.columns, share.weights + s.bias, 0, s.columns, NONE, nullptr, 0);
+    product(narrowed({pooled, 1, 0, s.channels}, 4), share.weights + s.weights, s.columns, out, s.columns,
+            {share.weights + s.bias});
   }
 }
 
