@@ -16,8 +16,8 @@ from torch import nn
 import mobilevit_hub as mh
 from mobilevit_hub.configuration import config_from_dict
 from mobilevit_hub.errors import InputError
-from mobilevit_hub.pt import folded, kernels
-from mobilevit_hub.pt.inference import AT_ONCE, InferenceModel
+from mobilevit_hub.pt import folded, inference, kernels
+from mobilevit_hub.pt.inference import InferenceModel
 from mobilevit_hub.pt.mobilevit import TransformerLayer
 
 pytestmark = pytest.mark.torch
@@ -372,13 +372,22 @@ def test_a_network_without_labels_returns_its_pooled_features():
         assert parts(model.optimize_for_inference(compile=compile)(pixels).logits, expected) < 1e-5
 
 
-def test_a_large_batch_is_computed_a_few_images_at_a_time(monkeypatch):
-    optimized = build(1, {}).optimize_for_inference(compile=False)
-    sizes = []
-    forward = folded.FoldedClassifier.forward
-    monkeypatch.setattr(folded.FoldedClassifier, "forward", lambda self, x: (sizes.append(len(x)), forward(self, x))[1])
-    assert len(optimized(images(5, 64, 64)).logits) == 5
-    assert sizes == [AT_ONCE, AT_ONCE, 1]
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_large_batch_is_computed_a_few_images_at_a_time(version, monkeypatch):
+    optimized = build(version, {}).optimize_for_inference(compile=False)
+    calls, maps = [], []
+    forward, convolution = folded.FoldedClassifier.forward, folded.Convolution.forward
+    monkeypatch.setattr(folded.FoldedClassifier, "forward", lambda self, x: (calls.append(len(x)), forward(self, x))[1])
+    monkeypatch.setattr(
+        folded.Convolution, "forward", lambda self, x: (y := convolution(self, x), maps.append(y.nbytes))[0]
+    )
+    optimized(images(1, 64, 96))
+    monkeypatch.setattr(inference, "MAP_BYTES", 2 * max(maps))
+    assert len(optimized(images(5, 64, 96)).logits) == 5
+    assert calls == [1, 2, 2, 1]
+    monkeypatch.setattr(inference, "MAP_BYTES", 1)
+    assert len(optimized(images(2, 64, 96)).logits) == 2
+    assert calls[4:] == [1, 1]
 
 
 @needs_compiler

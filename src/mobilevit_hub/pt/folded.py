@@ -69,6 +69,11 @@ class Linear(nn.Module):
         """Maps `(…, in)` to `(…, out)`."""
         return activate(F.linear(tokens, self.weight, self.bias), self.activation)
 
+    def added_to(self, tokens: Tensor, inputs: Tensor) -> Tensor:
+        """`tokens` + this of `inputs`, without its activation, in the memory of `tokens`: two passes fewer over it."""
+        flat = tokens.flatten(0, -2).add_(self.bias)
+        return flat.addmm_(inputs.flatten(0, -2), self.weight.t()).view(tokens.shape)
+
 
 def activate(features: Tensor, activation: nn.Module | None) -> Tensor:
     """Applies an activation, in place where there is one for that."""
@@ -148,14 +153,14 @@ class Version1Layer(nn.Module):
         self.second = Linear(*arrays_of(layer.output.dense))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Maps `(B, P, N, C)` to the same shape."""
+        """Maps `(B, P, N, C)` to the same shape, in the memory of the tokens."""
         batch, places, count, width = tokens.shape
         qkv = self.qkv(self.norm_before(tokens)).view(batch * places, count, 3, self.heads, width // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind()
         context = F.scaled_dot_product_attention(query, key, value, scale=1.0)
         context = context.transpose(1, 2).reshape(batch, places, count, width)
-        tokens = tokens + self.out(context)
-        return tokens + self.second(self.first(self.norm_after(tokens)))
+        tokens = self.out.added_to(tokens, context)
+        return self.second.added_to(tokens, self.first(self.norm_after(tokens)))
 
 
 class Version2Layer(nn.Module):
@@ -175,12 +180,12 @@ class Version2Layer(nn.Module):
         self.second = Linear(*arrays_of(layer.ffn.conv2))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Maps `(B, P, N, C)` to the same shape."""
+        """Maps `(B, P, N, C)` to the same shape, in the memory of the tokens."""
         normal = self.norm_before(tokens)
         scores = torch.matmul(normal, self.query.weight[0]).softmax(dim=-1).unsqueeze(-2)
         context = self.key(torch.matmul(scores, normal))
-        tokens = tokens + self.out(self.value(normal).mul_(context))
-        return tokens + self.second(self.first(self.norm_after(tokens)))
+        tokens = self.out.added_to(tokens, self.value(normal).mul_(context))
+        return self.second.added_to(tokens, self.first(self.norm_after(tokens)))
 
 
 class Version1Block(nn.Module):
@@ -258,11 +263,21 @@ def _stage(layer: Any) -> list[nn.Module]:
     return [Inverted(block) for block in layer.layer]
 
 
+def stride_of(layer: Any) -> int:
+    """By how much a part of the network makes the map smaller."""
+    if isinstance(layer, Convolution):
+        return layer.stride
+    return getattr(layer, "downsampling", layer).depthwise.stride
+
+
 class FoldedClassifier(nn.Module):
     """A classifier as one chain: stem, stages, in version 1 the last convolution, mean, classifier.
 
     Args:
         model: A `MobileViTForImageClassification` or `MobileViTV2ForImageClassification`.
+
+    Attributes:
+        widest: Values of the largest map, for each pixel of an image.
     """
 
     def __init__(self, model: Any) -> None:
@@ -275,6 +290,14 @@ class FoldedClassifier(nn.Module):
             features.append(Convolution(backbone.conv_1x1_exp))
         self.features = nn.Sequential(*features)
         self.classifier = Linear(*arrays_of(model.classifier)) if isinstance(model.classifier, nn.Linear) else None
+        self.widest, pixels = 0.0, 1.0
+        for layer in features:
+            inverted = getattr(layer, "downsampling", layer)
+            if isinstance(inverted, Inverted):
+                self.widest = max(self.widest, pixels * len(inverted.depthwise.bias))
+            pixels /= stride_of(layer) ** 2
+            if isinstance(layer, Convolution):
+                self.widest = max(self.widest, pixels * len(layer.bias))
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Maps images `(B, 3, H, W)` to logits `(B, num_labels)`."""

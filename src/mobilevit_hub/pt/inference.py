@@ -15,8 +15,9 @@ from .layers import check_pixel_values
 from .plan import unsupported
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-AT_ONCE = 2
-"""Images that plain PyTorch computes at a time on a CPU; more would push each other out of its caches."""
+MAP_BYTES = 16 << 20
+"""Plain PyTorch computes as many images at a time on a CPU as have their widest maps in this, or one: more would push
+each other out of its caches, fewer are too little work for an operation."""
 
 
 class InferenceModel:
@@ -70,7 +71,7 @@ class InferenceModel:
         if compile:
             raise InputError(f"compile is True, but {reason}.", field="compile", found=compile)
         self._plain = network.to(self.dtype)
-        self.report.append(f"plain PyTorch, channels_last, {AT_ONCE} images at a time on a CPU, since {reason}")
+        self.report.append(f"plain PyTorch, channels_last, some images at a time on a CPU, since {reason}")
 
     def _reason(self, network: FoldedClassifier, compile: bool | None) -> str | None:
         """Why the kernels are not used, as far as that is known before they are compiled."""
@@ -97,6 +98,13 @@ class InferenceModel:
                 logits = self._kernels(pixel_values.detach().to("cpu", torch.float32))
             else:
                 pixels = pixel_values.to(self._device, self.dtype, memory_format=torch.channels_last)
-                parts = pixels.split(AT_ONCE if pixels.device.type == "cpu" else len(pixels))
+                parts = pixels.split(self._at_once(pixels))
                 logits = torch.cat([self._plain(part) for part in parts]).float()
         return ImageClassifierOutputWithNoAttention(logits=logits)
+
+    def _at_once(self, pixels: Tensor) -> int:
+        """How many images plain PyTorch computes at a time."""
+        if pixels.device.type != "cpu":
+            return len(pixels)
+        largest_map = 4 * self._plain.widest * pixels.shape[-2] * pixels.shape[-1]
+        return max(int(MAP_BYTES / largest_map), 1)

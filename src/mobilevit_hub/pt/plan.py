@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .folded import Convolution, Inverted, Linear, Standardise, Version1Block, Version2Block
+from .folded import Convolution, Inverted, Linear, Standardise, Version1Block, Version2Block, stride_of
 
 ALIGNMENT = 16
 """Floats from pixel to pixel are a multiple of this, whatever the vectors of the machine hold."""
@@ -218,7 +218,7 @@ class Plan:
         source = image
         layers: list[Any] = list(network.features)
         for i, layer in enumerate(layers):
-            stride = layer.stride if isinstance(layer, Convolution) else _stride(layer)
+            stride = stride_of(layer)
             height, width = -(-source.height // stride), -(-source.width // stride)
             following = getattr(layers[i + 1], "downsampling", layers[i + 1]) if i + 1 < len(layers) else None
             # Without an expansion the depthwise convolution reads this map.
@@ -294,7 +294,7 @@ class Plan:
         height, width = target.height, target.width
         channels, wide = len(block.downsampling.reduce.bias), len(block.conv_1x1.bias)
         features = self._map(height, width, channels, border=1)
-        stride = _stride(block)
+        stride = stride_of(block)
         small = (-(-source.height // stride), -(-source.width // stride))
         if small == (height, width):
             self._block(block.downsampling, source, features)
@@ -332,10 +332,6 @@ def even(side: int) -> int:
     return side + side % 2
 
 
-def _stride(layer: Any) -> int:
-    return (layer if isinstance(layer, Inverted) else layer.downsampling).depthwise.stride
-
-
 def unsupported(network: Any) -> str | None:
     """What the kernels cannot do of a network, in words; None if they can all of it."""
     for module in network.modules():
@@ -362,6 +358,6 @@ def unsupported(network: Any) -> str | None:
                 return "a block has patches of another size than 2, another norm, or odd_map='stock'"
     if network.features[0].weight.shape[1] != 3:
         return "the images have other than 3 channels"
-    if np.prod([_stride(layer) for layer in network.features if not isinstance(layer, Convolution)]) != 16:
+    if np.prod([stride_of(layer) for layer in network.features if not isinstance(layer, Convolution)]) != 16:
         return "the output stride is below 32"
     return None
