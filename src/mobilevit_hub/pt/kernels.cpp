@@ -18,7 +18,7 @@
 #include <thread>
 #include <vector>
 
-#if defined(__AVX512F__)
+#if defined(__SSE__)
 #include <immintrin.h>
 #endif
 #if defined(BFLOAT16)
@@ -51,9 +51,11 @@ static inline void store(float* at, Vector value) { *(Vector*)at = value; }
 static inline Vector all(float value) { return value - Vector{}; }
 
 static inline float sum(Vector v) {
-  float total = 0;
-  for (int i = 0; i < LANES; i++) total += v[i];
-  return total;
+  float parts[LANES];
+  store(parts, v);
+  for (int half = LANES / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; i++) parts[i] += parts[i + half];
+  return parts[0];
 }
 
 static inline Vector larger(Vector x, Vector y) {
@@ -124,12 +126,13 @@ struct Left {
   int64_t away(int64_t s) const { return segments == 9 ? s / 3 * line + s % 3 * pixel : s * line; }
 };
 
-// Memory that a thread keeps, with room for reading and writing beyond the end in whole vectors.
+// Memory that a thread keeps, from a border of whole vectors on, with room for reading and writing vectors past its end.
 static float* scratch(int64_t floats, int slot) {
   static thread_local std::vector<float> memory[6];
-  floats += 2 * LANES;
+  floats += 3 * LANES;
   if ((int64_t)memory[slot].size() < floats) memory[slot].assign(floats, 0.0f);
-  return memory[slot].data();
+  const uintptr_t start = (uintptr_t)memory[slot].data();
+  return (float*)((start + 63) / 64 * 64);
 }
 
 // What is made of a product: activation(product + bias) + other; nothing without a bias.
@@ -555,8 +558,19 @@ static float exponentials(float* x, int64_t count, int64_t padded) {
 
 // out[c][r] = in[r][c]
 static void transpose(const float* in, int64_t in_row, int64_t rows, int64_t columns, float* out, int64_t out_row) {
+  int64_t first = 0;
+#if defined(__SSE__)
+  if (columns % 4 == 0)
+    for (; first + 4 <= rows; first += 4)
+      for (int64_t c = 0; c < columns; c += 4) {
+        __m128 four[4];
+        for (int i = 0; i < 4; i++) four[i] = _mm_loadu_ps(in + (first + i) * in_row + c);
+        _MM_TRANSPOSE4_PS(four[0], four[1], four[2], four[3]);
+        for (int i = 0; i < 4; i++) _mm_storeu_ps(out + (c + i) * out_row + first, four[i]);
+      }
+#endif
   for (int64_t c = 0; c < columns; c++)
-    for (int64_t r = 0; r < rows; r++) out[c * out_row + r] = in[r * in_row + c];
+    for (int64_t r = first; r < rows; r++) out[c * out_row + r] = in[r * in_row + c];
 }
 
 // Makes e^(x - largest x of the column) of `rows` rows of `N` vectors, and 1 / the sum of each column.
@@ -604,9 +618,10 @@ static void attention(const Step& s, const Share& share) {
       run(scores, s.count, share_of);
       join_rows(scores, s.count, columns);
       product(values_across, scores, columns, found, columns);
-      for (int64_t i = 0; i < count; i++)
-        for (int64_t c = 0; c < size; c++)
-          out[(first + i) * s.target_pixel + c] = found[c * columns + i] * share_of[i];
+      for (int64_t c = 0; c < size; c++)
+        for (int64_t i = 0; i < columns; i += LANES)
+          store(found + c * columns + i, load(found + c * columns + i) * load(share_of + i));
+      transpose(found, columns, size, count, out + first * s.target_pixel, s.target_pixel);
     }
   }
 }

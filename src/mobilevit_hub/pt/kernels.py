@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..files import cache_folder
 from .folded import FoldedClassifier
-from .plan import Plan
+from .plan import Plan, zeros
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 FLAGS = ["-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-fPIC", "-shared", "-pthread"]
@@ -191,5 +191,5 @@ class Kernels:
         """Arenas of one image size, kept from call to call: their borders are zero once and stay so."""
         key = (size[0], size[1])
         if key not in self._arenas or len(self._arenas[key]) < count:
-            self._arenas = {key: np.zeros((count, plan.arena), np.float32)}  # of the latest size only
+            self._arenas = {key: zeros(count * plan.arena).reshape(count, -1)}  # of the latest size only
         return self._arenas[key]

@@ -24,6 +24,13 @@ def padded(channels: int) -> int:
     return -(-channels // ALIGNMENT) * ALIGNMENT
 
 
+def zeros(count: int) -> np.ndarray:
+    """Floats that begin where a line of the caches does: vectors from there on do not lie across two."""
+    memory = np.zeros(count + 15, np.float32)
+    start = -memory.ctypes.data % 64 // 4
+    return memory[start : start + count]
+
+
 class Map:
     """A map in the arena, `(height, width, channels)`; with a border of zeros where a 3 × 3 convolution reads it."""
 
@@ -79,7 +86,7 @@ class Plan:
             pooled = logits
         self.result, self.labels = pooled.place, pooled.channels
         self.table = np.array(self.steps, np.int64)
-        self.weights = np.concatenate(self.arrays)
+        self.weights = np.concatenate(self.arrays, out=zeros(self.floats))
         self.arrays.clear()  # they are as large again
 
     # --- memory
