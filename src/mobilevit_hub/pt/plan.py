@@ -37,7 +37,10 @@ class Map:
     def __init__(self, height: int, width: int, channels: int, start: int, pixel: int, border: int) -> None:
         self.height, self.width, self.channels, self.pixel = height, width, channels, pixel
         self.row = (width + 2 * border) * pixel
+        self.start, self.border = start, border
         self.place = start + border * (self.row + pixel)
+        # One vector more, since reading in whole vectors may go beyond the last pixel.
+        self.size = padded((height + 2 * border) * self.row + ALIGNMENT)
 
     def after(self, channels: int, start: int) -> Map:
         """The channels from `start` on, as a map of their own."""
@@ -75,6 +78,7 @@ class Plan:
         self.pairs, self.chunks = pairs, chunks
         self.steps: list[list[int]] = []
         self.arrays: list[np.ndarray] = []
+        self.free: list[tuple[int, int]] = []
         self.arena = self.floats = 0
         features = self._network(network, height, width)
         pooled = self._map(1, 1, features.channels)
@@ -91,12 +95,31 @@ class Plan:
 
     # --- memory
 
-    def _map(self, height: int, width: int, channels: int, *, border: int = 0, pixel: int | None = None) -> Map:
+    def _map(
+        self,
+        height: int,
+        width: int,
+        channels: int,
+        *,
+        border: int = 0,
+        pixel: int | None = None,
+        fresh: bool = False,
+    ) -> Map:
+        """A map in memory that is not in use; `fresh`: in memory that nothing else writes, where no step writes it all."""
         pixel = padded(channels) if pixel is None else pixel
         found = Map(height, width, channels, self.arena, pixel, border)
-        # One vector more, since reading in whole vectors may go beyond the last pixel.
-        self.arena += padded((height + 2 * border) * (width + 2 * border) * pixel + ALIGNMENT)
-        return found
+        fitting = [] if border or fresh else [part for part in self.free if part[1] >= found.size]
+        if not fitting:
+            self.arena += found.size
+            return found
+        start, size = min(fitting, key=lambda part: part[1])
+        self.free.remove((start, size))
+        self.free.append((start + found.size, size - found.size))
+        return Map(height, width, channels, start, pixel, border)
+
+    def _release(self, *maps: Map) -> None:
+        """Lets later maps have the memory of these; a border has to stay zero, so that of a map with one is not free."""
+        self.free += [(part.start, part.size) for part in maps if not part.border]
 
     def _keep(self, array: np.ndarray) -> int:
         """Puts an array to the weights; returns its place."""
@@ -244,6 +267,7 @@ class Plan:
                 height, width = even(height), even(width)
                 target = self._map(height, width, len(layer.projection.bias), border=border)
                 self._version_2(layer, source, target)
+            self._release(source)
             source = target
         return source
 
@@ -256,8 +280,8 @@ class Plan:
         self._convolution(block.conv_kxk, features, local)
         wide, odd = len(block.conv_1x1.bias), bool(height % 2 or width % 2)
         size = even(height), even(width)
-        tokens, other, context = (self._map(*size, wide) for _ in range(3))
-        qkv = self._map(*size, 3 * wide)
+        tokens, other, qkv = (self._map(*size, channels) for channels in (wide, wide, 3 * wide))
+        context = self._map(*size, wide, fresh=True)
         if odd:
             small = self._map(height, width, wide)
             self._convolution(block.conv_1x1, local, small)
@@ -281,6 +305,7 @@ class Plan:
             self._convolution(block.projection, tokens, projected, activation=activation, **values)
         space = padded(channels) - channels
         self._convolution(block.fusion, both, target, space=space)
+        self._release(local, tokens, other, qkv)
 
     def _feed_forward(self, first: Linear, second: Linear, tokens: Map, **values: Any) -> None:
         self._step(
@@ -332,6 +357,7 @@ class Plan:
             self._feed_forward(layer.first, layer.second, tokens, **group)
         self._step("statistics", tokens, **counts)
         self._convolution(block.projection, tokens, target, from_tokens=1, **group)
+        self._release(tokens)
 
 
 def even(side: int) -> int:
