@@ -105,7 +105,7 @@ class Plan:
         pixel: int | None = None,
         fresh: bool = False,
     ) -> Map:
-        """A map in memory that is not in use; `fresh`: in memory that nothing else writes, where no step writes it all."""
+        """A map in memory that is not in use; `fresh`: that no other map has, since no step writes all of this one."""
         pixel = padded(channels) if pixel is None else pixel
         found = Map(height, width, channels, self.arena, pixel, border)
         fitting = [] if border or fresh else [part for part in self.free if part[1] >= found.size]
@@ -118,7 +118,7 @@ class Plan:
         return Map(height, width, channels, start, pixel, border)
 
     def _release(self, *maps: Map) -> None:
-        """Lets later maps have the memory of these; a border has to stay zero, so that of a map with one is not free."""
+        """Lets later maps have the memory of these, but for those with a border, which has to stay zero."""
         self.free += [(part.start, part.size) for part in maps if not part.border]
 
     def _keep(self, array: np.ndarray) -> int:
