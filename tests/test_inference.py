@@ -444,8 +444,9 @@ def test_without_a_place_for_the_library_it_is_compiled_for_this_process(home, m
 
 
 @needs_compiler
-def test_not_a_number_in_an_image_stays_in_it():
-    optimized = build(2, {}).optimize_for_inference()
+@pytest.mark.parametrize("version", [1, 2])
+def test_not_a_number_in_an_image_stays_in_it(version):
+    optimized = build(version, {}).optimize_for_inference()
     pixels = images(3, 64, 64)
     expected = optimized(pixels).logits
     spoiled = pixels.clone()

@@ -71,7 +71,8 @@ class InferenceModel:
         if compile:
             raise InputError(f"compile is True, but {reason}.", field="compile", found=compile)
         self._plain = network.to(self.dtype)
-        self.report.append(f"plain PyTorch, channels_last, some images at a time on a CPU, since {reason}")
+        size = f"{MAP_BYTES >> 20} MB"
+        self.report.append(f"plain PyTorch, channels_last, on a CPU by images with maps of {size}, since {reason}")
 
     def _reason(self, network: FoldedClassifier, compile: bool | None) -> str | None:
         """Why the kernels are not used, as far as that is known before they are compiled."""
