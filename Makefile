@@ -14,10 +14,13 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3.11)
 BIN := .venv/bin
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Python compiles what it imports, which is a fifth of what is installed.
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 REQUIREMENTS := setup.py pyproject.toml constraints.txt
-# Two processes, each with one thread: much of the time goes into tracing TensorFlow graphs, which takes one.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+# Two processes, each with one thread: much of the time goes into tracing TensorFlow graphs, which takes one. A process
+# that has done its half takes tests from the other. WORKERS=0: in the process itself.
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 30
 SOURCES := src tf conversion spaces tests examples benchmarks docs setup.py
 
 .PHONY: demo test test-full test-without-torch test-without-keras check bench notebooks space browser docs
@@ -31,20 +34,21 @@ test: .venv/.test
 
 test-full: .venv/.test
 	$(PYTEST) tests -m "not hub"
-	$(NO_TORCH) tests/test_keras_*.py
+	$(NO_TORCH) -m "tf and not parity and not slow and not hub and not gpu" $(KERAS_TESTS)
 	$(NO_KERAS) tests
 
-# Where one of the two is not installed: what a user calls there; `test-full` takes every test that can run so.
-NO_TORCH := MOBILEVIT_HUB_HIDE=torch,torchvision $(PYTEST) -m "tf and not parity and not slow and not hub and not gpu"
+# Where one of the two is not installed: import, load, save, predict, train, convert; `test-full` takes every test that
+# can run so. The files are named because the others need not be imported to know that they have no such test.
+NO_TORCH := MOBILEVIT_HUB_HIDE=torch,torchvision $(PYTEST)
 NO_KERAS := MOBILEVIT_HUB_HIDE=tensorflow,keras,h5py $(PYTEST)
+KERAS_TESTS := $(wildcard tests/test_keras_*.py)
+ALONE := $(shell grep -l mark.alone tests/test_*.py)
 
 test-without-torch: .venv/.test
-	$(NO_TORCH) $(patsubst %,tests/test_keras_%.py,data files formats inference legacy modeling) \
-		tests/test_keras_training.py::test_the_command_trains_predicts_and_informs
+	$(NO_TORCH) -m "alone and not parity" $(filter $(KERAS_TESTS),$(ALONE))
 
 test-without-keras: .venv/.test
-	$(NO_KERAS) $(patsubst %,tests/test_%.py,checkpoints cli conversion_commands embedded evaluation \
-		evaluation_commands examples hub packaging presets publishing training)
+	$(NO_KERAS) -m "alone and not parity" $(filter-out $(KERAS_TESTS),$(ALONE))
 
 bench: .venv/.test
 	$(BIN)/python benchmarks/inference.py

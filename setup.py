@@ -18,7 +18,7 @@ PACKAGES = [
 ]
 
 # Read as text: importing the package would need its dependencies.
-INIT = (HERE / "src" / NAME / "__init__.py").read_text("utf-8")
+INIT = (HERE / "src" / NAME / "version.py").read_text("utf-8")
 VERSION = re.search(r'^__version__ = "(.+)"$', INIT, re.MULTILINE)[1]
 
 # Lower bounds are the oldest versions with the needed security fixes or interfaces.
@@ -89,11 +89,11 @@ setup(
     package_dir=ROOTS,
     packages=PACKAGES,
     package_data={
-        NAME: ["assets/**", "pt/kernels.cpp", "py.typed"],
+        NAME: ["assets/**", "pt/inference/kernels.cpp", "py.typed"],
         f"{NAME}.spaces": ["*.css", "README.md", "examples/*"],
     },
     install_requires=BASE,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": [f"{NAME.replace('_', '-')} = {NAME}.cli:main"]},
+    entry_points={"console_scripts": [f"{NAME.replace('_', '-')} = {NAME}.cli.main:main"]},
     zip_safe=False,
 )

@@ -23,7 +23,7 @@ from model_files import write_files
 from processes import FOLDER, Contestant, contest, differences, environment, machine, take_turns, write_results
 from torchvision_stand_in import import_without_torchvision
 
-from mobilevit_hub.presets import get_preset
+from mobilevit_hub.hub.presets import get_preset
 
 
 class Published(NamedTuple):
@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=FOLDER / "results" / "comparison.md")
     options = parser.parse_args(arguments)
     # Before timm's stand-in for torchvision is there, whose version transformers would ask for.
-    import mobilevit_hub.image_processing  # noqa: F401
+    import mobilevit_hub.images.processor  # noqa: F401  # noqa: F401
 
     kecam = environment("kecam", options.environments)
     record: Result = {"machine": machine(max(options.threads), 0), "networks": {}, "ms": {}}

@@ -23,7 +23,7 @@ ATTENTION_WIDTH = 144
 def tf(network: str, weights: Path, threads: int) -> Functions:
     """The Keras twin's inference form."""
     model = keras_twin(network, weights, threads)
-    from mobilevit_hub.tf.inference import fuse
+    from mobilevit_hub.tf.inference.model import fuse
 
     form = fuse(model)
     return {"call": lambda x: form(x).numpy(), "predict": form.predict}
@@ -191,7 +191,7 @@ def tflite(network: str, weights: Path, threads: int) -> Functions:
     """A `.tflite` file in this package's runtime, image after image."""
     import ai_edge_litert.interpreter  # noqa: F401 - what `Model` runs on
 
-    from mobilevit_hub.tflite import Model
+    from mobilevit_hub.tflite.model import Model
 
     imported()
     return {"call": Model(weights, threads=threads).run}
@@ -287,7 +287,7 @@ def attention(network: str, weights: Path, threads: int) -> Functions:
     import torch
 
     torch.set_num_threads(threads)
-    from mobilevit_hub.configuration import MobileViTConfig, MobileViTV2Config
+    from mobilevit_hub.network.configuration import MobileViTConfig, MobileViTV2Config
     from mobilevit_hub.pt.mobilevit import Attention
     from mobilevit_hub.pt.mobilevitv2 import SeparableSelfAttention
 

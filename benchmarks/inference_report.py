@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from measuring import PRODUCT
 
-from mobilevit_hub.presets import get_preset
+from mobilevit_hub.hub.presets import get_preset
 
 LABELS = {
     "transformers": "transformers, eager",

@@ -23,9 +23,9 @@ from pathlib import Path
 from model_files import write_files
 from processes import contest, differences, machine, take_turns
 
-from mobilevit_hub.chooser import TABLE, Measurement, measurements
 from mobilevit_hub.files import write_file
-from mobilevit_hub.presets import Preset, list_presets
+from mobilevit_hub.hub.chooser import TABLE, Measurement, measurements
+from mobilevit_hub.hub.presets import Preset, list_presets
 
 CONTESTANTS = {"pt": "pt", "tf": "tf", "tflite": "tflite", "tflite_int8": "tflite-int8"}
 """Functions of `inference_contestants.py`, and how the table calls them."""

@@ -24,8 +24,8 @@ import numpy as np
 from processes import ENVIRONMENTS, FOLDER, environment, write_results
 
 from mobilevit_hub.errors import InputError
-from mobilevit_hub.images import image_files
-from mobilevit_hub.tflite import Model
+from mobilevit_hub.images.loading import image_files
+from mobilevit_hub.tflite.model import Model
 
 COUNT = 5
 SECONDS = 120

@@ -79,7 +79,7 @@ def write_weights(network: str, folder: Path, **changes: Any) -> dict[str, Path]
 def write_tflite(network: str, folder: Path, precision: str, size: int) -> Path:
     """This package's `.tflite` file of the weights in `folder`; it takes floats in the order of the weights."""
     from mobilevit_hub.conversion import export_tflite
-    from mobilevit_hub.image_processing import processor_for
+    from mobilevit_hub.images.processor import processor_for
 
     print(f"{network}: making {precision}.tflite …", file=sys.stderr, flush=True)
     processor_for(size, size, "bilinear", "rgb").save_pretrained(folder)  # so that nothing is reversed
@@ -103,7 +103,7 @@ def write_onnx(network: str, folder: Path, size: int) -> Path:
     import torch
 
     from mobilevit_hub.pt import MobileViTForImageClassification, MobileViTV2ForImageClassification
-    from mobilevit_hub.pt.folded import FoldedClassifier
+    from mobilevit_hub.pt.inference.folded import FoldedClassifier
 
     print(f"{network}: making folded.onnx …", file=sys.stderr, flush=True)
     cls = MobileViTV2ForImageClassification if "v2" in network else MobileViTForImageClassification

@@ -70,19 +70,19 @@ def write_photos(folder: Path, count: int) -> list[Path]:
 
 def write_checkpoint(network: str, folder: Path) -> None:
     """Random weights with the preprocessing of the published ones, for the classes of the photos."""
-    from mobilevit_hub.presets import get_preset
-    from mobilevit_hub.runtimes import processor_of_preset
+    from mobilevit_hub.images.processor import image_processor
 
     labels = {i: f"class {i}" for i in range(CLASSES)}
     write_weights(network, folder, id2label=labels, label2id={name: i for i, name in labels.items()})
-    processor_of_preset(get_preset(network)).save_pretrained(folder)
+    image_processor(network).save_pretrained(folder)
 
 
 def measure(checkpoint: Path, photos: Path, names: list[Path], rounds: int) -> dict[str, list[float]]:
     """Photos a second, one number a round."""
     import mobilevit_hub as mh
-    from mobilevit_hub.pipeline import default_workers, room_for
-    from mobilevit_hub.prediction import open_classifier, predict_each
+    from mobilevit_hub.data.pipeline import default_workers, room_for
+    from mobilevit_hub.prediction import open_classifier
+    from mobilevit_hub.tasks.classification import predict_each
 
     classifier = open_classifier(checkpoint)
     batch = np.concatenate([classifier.prepare(name) for name in names[:BATCH]])

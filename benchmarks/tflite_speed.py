@@ -93,8 +93,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def write_network(network: str, folder: Path) -> str:
     """Writes random weights with the preprocessing of the published ones; returns the order of its channels."""
-    from mobilevit_hub.image_processing import processor_for
-    from mobilevit_hub.presets import get_preset
+    from mobilevit_hub.hub.presets import get_preset
+    from mobilevit_hub.images.processor import processor_for
 
     write_weights(network, folder)
     preset = get_preset(network)

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from mobilevit_hub.cards import checkpoint_card, preset_metadata
-from mobilevit_hub.errors import ExportError, InputError, SaveError, require
+from mobilevit_hub.checkpoints.saving import CARD_FILE, save_checkpoint
+from mobilevit_hub.checkpoints.tensors import read_tensors, to_safetensors
+from mobilevit_hub.errors import ExportError, InputError, SaveError, listed, require
 from mobilevit_hub.files import temporary_folder, write_file, write_folder
-from mobilevit_hub.hub import CONFIG_FILE, PROCESSOR_FILE, WEIGHT_FILES
-from mobilevit_hub.names import SCHEMES, Rename, renames, to_theirs
-from mobilevit_hub.saving import CARD_FILE, save_checkpoint
-from mobilevit_hub.structure import COUNTER
-from mobilevit_hub.tensors import listed, read_tensors, to_safetensors
+from mobilevit_hub.hub.download import CONFIG_FILE, PROCESSOR_FILE, WEIGHT_FILES
+from mobilevit_hub.network.names import SCHEMES, Rename, renames, to_theirs
+from mobilevit_hub.network.structure import COUNTER
+from mobilevit_hub.publishing.cards import checkpoint_card, preset_metadata
 
 from .keras_files import keras_bytes
 from .parity import ParityReport, compare

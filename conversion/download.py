@@ -13,7 +13,6 @@ from urllib.error import URLError
 from urllib.parse import unquote, urljoin, urlsplit
 from urllib.request import HTTPSHandler, OpenerDirector, ProxyHandler, Request
 
-from mobilevit_hub import __version__
 from mobilevit_hub.errors import (
     AccessError,
     InputError,
@@ -25,6 +24,7 @@ from mobilevit_hub.errors import (
     SourceError,
 )
 from mobilevit_hub.files import TEMPORARY_PREFIX
+from mobilevit_hub.version import __version__
 
 MAX_REDIRECTS = 3
 MAX_BYTES = 1024**3

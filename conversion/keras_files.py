@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from mobilevit_hub import runtimes
-from mobilevit_hub.configuration import config_from_dict
+from mobilevit_hub.checkpoints.h5_files import check_weights_h5, inspect_keras
 from mobilevit_hub.errors import CheckpointError, require
 from mobilevit_hub.files import temporary_folder
-from mobilevit_hub.h5_files import check_weights_h5, inspect_keras
-from mobilevit_hub.presets import get_preset
-from mobilevit_hub.structure import tensor_shapes
+from mobilevit_hub.hub.presets import get_preset
+from mobilevit_hub.models import class_name, from_pretrained, model_class
+from mobilevit_hub.network.configuration import config_from_dict
+from mobilevit_hub.network.structure import tensor_shapes
 
 from .recognition import backbones, config_of
 
@@ -59,7 +59,7 @@ def read_keras(file: Path, config: Any = None) -> tuple[dict[str, np.ndarray], A
             config = _recognise(shapes, file)
         if not config.num_labels or len(shapes) == len(tensor_shapes(config, None)):
             task = "features"
-        model = runtimes.model_class(config.model_type, "tf", task)(config)
+        model = model_class(config.model_type, "tf", task)(config)
         found, expected = len(shapes), len(model.named_weights())
         if found != expected:
             raise CheckpointError(
@@ -78,17 +78,17 @@ def read_keras(file: Path, config: Any = None) -> tuple[dict[str, np.ndarray], A
     return model.checkpoint_tensors(), config, preprocessing
 
 
-def _task_of(class_name: str, model_type: str, file: Path) -> str:
+def _task_of(name: str, model_type: str, file: Path) -> str:
     """The task of one of our Keras classes, which must be for the version of its config."""
-    tasks = {f"TF{runtimes.class_name(model_type, task)}": task for task in ("image-classification", "features")}
-    if class_name not in tasks:
+    tasks = {f"TF{class_name(model_type, task)}": task for task in ("image-classification", "features")}
+    if name not in tasks:
         raise CheckpointError(
-            f"{file}: holds a {class_name} with a {model_type} config; expected {' or '.join(tasks)}.",
+            f"{file}: holds a {name} with a {model_type} config; expected {' or '.join(tasks)}.",
             path=file,
-            found=class_name,
+            found=name,
             expected=list(tasks),
         )
-    return tasks[class_name]
+    return tasks[name]
 
 
 def keras_bytes(folder: Path, ending: str, *, has_classifier: bool) -> bytes:
@@ -100,7 +100,7 @@ def keras_bytes(folder: Path, ending: str, *, has_classifier: bool) -> bytes:
         has_classifier: Whether it is a classifier or a network without a head.
     """
     task = "image-classification" if has_classifier else "features"
-    model = runtimes.from_pretrained(folder, framework="tf", task=task)
+    model = from_pretrained(folder, framework="tf", task=task)
     with temporary_folder() as temporary:
         file = temporary / f"model{ending}"
         if ending == ".keras":

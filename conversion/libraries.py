@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from mobilevit_hub.architecture import STAGE_NAMES
-from mobilevit_hub.checkpoints import open_checkpoint
+from mobilevit_hub.checkpoints.fitting import fit_tensors
+from mobilevit_hub.checkpoints.loading import open_checkpoint
 from mobilevit_hub.errors import MissingDependencyError
-from mobilevit_hub.fitting import fit_tensors
-from mobilevit_hub.names import renames, to_theirs
-from mobilevit_hub.presets import list_presets
-from mobilevit_hub.runtimes import model_class, processor_of
+from mobilevit_hub.hub.presets import list_presets
+from mobilevit_hub.images.processor import processor_of
+from mobilevit_hub.models import model_class
+from mobilevit_hub.network.architecture import STAGE_NAMES
+from mobilevit_hub.network.names import renames, to_theirs
 
 LIBRARIES = ("PyTorch", "Keras", "transformers", "timm")
 """Our two twins, and two independent implementations."""
@@ -52,11 +53,6 @@ def images(channels: int, height: int, width: int) -> np.ndarray:
     picture = (picture - picture.min()) / np.ptp(picture)
     noise = random.random_sample((channels, height, width))
     return np.stack([0.95 * picture + 0.05 * noise, noise]).astype(np.float32)
-
-
-# --------------------------------------------------------------------------------------------------
-# Who can run what
-# --------------------------------------------------------------------------------------------------
 
 
 def not_installed(library: str) -> str | None:
@@ -132,11 +128,6 @@ def _setting(config: Any, name: str) -> Any:
     if name == "hidden_act":
         return value.replace("swish", "silu")
     return tuple(value) if isinstance(value, list) else value
-
-
-# --------------------------------------------------------------------------------------------------
-# Running
-# --------------------------------------------------------------------------------------------------
 
 
 def run_library(library: str, folder: Path, source_tensors: dict[str, np.ndarray] | None) -> Maps:

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from mobilevit_hub.architecture import STAGE_NAMES
-from mobilevit_hub.checkpoints import open_checkpoint
+from mobilevit_hub.checkpoints.loading import open_checkpoint
 from mobilevit_hub.errors import MissingDependencyError
+from mobilevit_hub.network.architecture import STAGE_NAMES
 
 from .libraries import (
     LIBRARIES,
@@ -29,11 +29,6 @@ from .processes import run_in_processes
 
 TOLERANCES = {**dict.fromkeys(STAGE_NAMES, 2e-4), LOGITS: 1e-4}
 """Largest difference allowed at each place; float32 rounding alone makes up to 4e-5."""
-
-
-# --------------------------------------------------------------------------------------------------
-# The report
-# --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -130,11 +125,6 @@ def _cell(row: Row | None) -> str:
 def _record(row: Row) -> dict[str, Any]:
     finite = row.difference if math.isfinite(row.difference) else None
     return {**asdict(row), "difference": finite, "passed": row.passed}
-
-
-# --------------------------------------------------------------------------------------------------
-# Comparing
-# --------------------------------------------------------------------------------------------------
 
 
 def compare(

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from mobilevit_hub.checkpoints.tensors import read_tensors, to_safetensors
 from mobilevit_hub.errors import ExportError, MissingDependencyError
 from mobilevit_hub.files import temporary_folder
-from mobilevit_hub.hub import WEIGHT_FILES
-from mobilevit_hub.tensors import read_tensors, to_safetensors
+from mobilevit_hub.hub.download import WEIGHT_FILES
 
 GROUPS = (("PyTorch", "transformers", "timm"), ("Keras",))
 """Libraries that share a process."""
@@ -88,11 +88,6 @@ def _result(workplace: Path, library: str, ending: str) -> dict[str, np.ndarray]
     return MissingDependencyError(text) if kind == MissingDependencyError.__name__ else ExportError(text)
 
 
-# --------------------------------------------------------------------------------------------------
-# Inside such a process
-# --------------------------------------------------------------------------------------------------
-
-
 class _WithoutTorch(PathFinder):
     """Finds every module but PyTorch."""
 
@@ -123,7 +118,7 @@ def _main(folder: Path, workplace: Path, libraries: list[str]) -> None:
         try:
             if library == "Keras":
                 _hide_torch(folder)
-            from mobilevit_hub.conversion.libraries import run_library
+            from mobilevit_hub.conversion.libraries import run_library  # absolute: this file is the program
 
             source_tensors = read_tensors(source)[0] if library == "timm" and source.is_file() else None
             maps = run_library(library, folder, source_tensors)

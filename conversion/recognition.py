@@ -5,13 +5,12 @@ from __future__ import annotations
 from functools import cache
 from typing import Any, NamedTuple
 
-from mobilevit_hub.configuration import CONFIG_CLASSES
-from mobilevit_hub.errors import CheckpointError
-from mobilevit_hub.fitting import guess_family
-from mobilevit_hub.names import SCHEMES, renames
-from mobilevit_hub.presets import Preset, get_preset, list_presets
-from mobilevit_hub.structure import COUNTER, Head, parts, tensor_shapes
-from mobilevit_hub.tensors import listed
+from mobilevit_hub.checkpoints.fitting import guess_family
+from mobilevit_hub.errors import CheckpointError, listed
+from mobilevit_hub.hub.presets import Preset, get_preset, list_presets
+from mobilevit_hub.network.configuration import CONFIG_CLASSES
+from mobilevit_hub.network.names import SCHEMES, renames
+from mobilevit_hub.network.structure import COUNTER, Head, parts, tensor_shapes
 
 Shapes = dict[str, tuple[int, ...]]
 HEAD_TITLES = {

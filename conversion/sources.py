@@ -12,27 +12,23 @@ from typing import Any
 
 import numpy as np
 
-from mobilevit_hub import hub
-from mobilevit_hub.checkpoints import (
-    PLACES,
-    Checkpoint,
-    as_path,
-    check_save_id,
-    find_checkpoint,
-    load_config,
-)
-from mobilevit_hub.config_fields import check_labels
+from mobilevit_hub.checkpoints.fitting import fit_tensors
+from mobilevit_hub.checkpoints.h5_files import read_h5
+from mobilevit_hub.checkpoints.loading import check_save_id
+from mobilevit_hub.checkpoints.saving import describe_weights
+from mobilevit_hub.checkpoints.tensors import check_values, read_tensors
 from mobilevit_hub.errors import CheckpointError, InputError, IntegrityError, NotFoundError, OfflineError
 from mobilevit_hub.files import readable, sha256_of, temporary_folder
-from mobilevit_hub.fitting import fit_tensors
-from mobilevit_hub.h5_files import read_h5
-from mobilevit_hub.image_processing import processor_from_dict
-from mobilevit_hub.names import SCHEMES, renames, to_ours
-from mobilevit_hub.presets import Preset, check_name, find_preset, get_preset, imagenet_labels
-from mobilevit_hub.runtimes import class_name, processor_of, processor_of_config, processor_of_preset
-from mobilevit_hub.saving import describe_weights
-from mobilevit_hub.structure import COUNTER, Head, tensor_shapes
-from mobilevit_hub.tensors import check_values, read_tensors
+from mobilevit_hub.hub import download as hub
+from mobilevit_hub.hub.find import PLACES, Checkpoint, as_path, find_checkpoint
+from mobilevit_hub.hub.imagenet import imagenet_labels
+from mobilevit_hub.hub.presets import Preset, check_name, find_preset, get_preset
+from mobilevit_hub.images.processor import image_processor, processor_from_dict, processor_of, processor_of_config
+from mobilevit_hub.models import class_name
+from mobilevit_hub.network.configuration import load_config
+from mobilevit_hub.network.fields import check_labels
+from mobilevit_hub.network.names import SCHEMES, renames, to_ours
+from mobilevit_hub.network.structure import COUNTER, Head, tensor_shapes
 
 from .download import download, without_query
 from .keras_files import read_keras
@@ -138,7 +134,7 @@ def _locate(name: str, places: dict[str, Any]) -> tuple[Path, Checkpoint | None]
     path = as_path(name)
     if path.is_file():
         if path.name in (*hub.WEIGHT_FILES, hub.KERAS_FILE) and (path.parent / hub.CONFIG_FILE).is_file():
-            return path, replace(find_checkpoint(path.parent.resolve()), name=name, find_weights=lambda: path)
+            return path, replace(find_checkpoint(path.parent.resolve()), name=name, weights=path)
         return path, None
     if path.suffix in ENDINGS:
         raise NotFoundError(f"There is no file {name!r}.", path=name)
@@ -152,7 +148,7 @@ def _locate(name: str, places: dict[str, Any]) -> tuple[Path, Checkpoint | None]
     checkpoint = find_checkpoint(name, **places)
     old = path / hub.KERAS_FILE
     if path.is_dir() and old.is_file() and not any((path / file).is_file() for file in hub.WEIGHT_FILES):
-        return old, replace(checkpoint, find_weights=lambda: old)
+        return old, replace(checkpoint, weights=old)
     return checkpoint.weights_file, checkpoint
 
 
@@ -203,11 +199,6 @@ def _asked_for(model: str | Path | None) -> Preset | Checkpoint | None:
     return get_preset(str(model))
 
 
-# --------------------------------------------------------------------------------------------------
-# Reading
-# --------------------------------------------------------------------------------------------------
-
-
 def _read(
     name: str,
     file: Path,
@@ -244,7 +235,7 @@ def _read(
     if labels is not None:
         _name_labels(config, list(labels))
     if preset is not None and (checkpoint is None or isinstance(asked, Preset)):
-        processor = processor_of_preset(preset)
+        processor = image_processor(preset.name)
     else:
         processor = _processor_beside(described, preprocessing, config, file, notes)
     if channel_order is not None:

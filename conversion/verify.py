@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mobilevit_hub.checkpoints import open_checkpoint
+from mobilevit_hub.checkpoints.loading import open_checkpoint
+from mobilevit_hub.checkpoints.saving import save_id_of
 from mobilevit_hub.errors import IntegrityError
-from mobilevit_hub.saving import SAVE_ID, save_id_of
+from mobilevit_hub.hub.find import SAVE_ID
 
 from .parity import ParityReport, compare
 from .sources import file_digests
@@ -40,8 +41,7 @@ class Verification:
 def verify(name: str | Path, *, sha256: str | None = None, progress: bool = False, **places: Any) -> Verification:
     """Hashes a checkpoint again, where a hash is known, and compares what it computes in every library.
 
-    Hashes are known of what this package saved (`save_id` in `config.json`), of what the Hub stores by hash, and
-    of records that state one.
+    Hashes are known of what this package saved (`save_id` in `config.json`) and of what the Hub stores by hash.
 
     Args:
         name: An alias, a folder, or a Hub id.
@@ -55,11 +55,8 @@ def verify(name: str | Path, *, sha256: str | None = None, progress: bool = Fals
     """
     checkpoint, _, tensors = open_checkpoint(name, **places)
     file = checkpoint.weights_file
-    preset = checkpoint.preset
-    found = file_digests(file, sha256 or (preset.sha256 if preset is not None else None))
+    found = file_digests(file, sha256)
     hashes = ["the SHA-256 is the one that was given"] if sha256 else []
-    if preset is not None and preset.sha256:
-        hashes.append("the SHA-256 is that of the record")
     if file.resolve().name == found[0]:  # as the Hub's cache names what the Hub stores by hash
         hashes.append("the SHA-256 is the one that the Hub states")
     stated = checkpoint.config_data.get(SAVE_ID)

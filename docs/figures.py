@@ -16,8 +16,8 @@ import matplotlib.pyplot as plt
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from tables import config_of, costs, sides_of
 
-from mobilevit_hub.architecture import STAGE_NAMES
-from mobilevit_hub.presets import get_preset
+from mobilevit_hub.hub.presets import get_preset
+from mobilevit_hub.network.architecture import STAGE_NAMES
 
 FOLDER = Path(__file__).with_name("images")
 # Paper and ink of their own, so that a figure reads the same on a light and on a dark page.
@@ -67,11 +67,6 @@ def note(axes: Any, x: float, y: float, text: str, **options: Any) -> None:
 def title(axes: Any, x: float, y: float, text: str) -> None:
     """A heading, from `x` to the right."""
     axes.text(x, y, text, ha="left", va="center", fontsize=11, fontweight="bold")
-
-
-# --------------------------------------------------------------------------------------------------
-# The figures
-# --------------------------------------------------------------------------------------------------
 
 
 def draw_network(folder: Path) -> None:

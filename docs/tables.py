@@ -20,22 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from mobilevit_hub import MobileViTConfig, MobileViTV2Config
-from mobilevit_hub.architecture import STAGE_NAMES
-from mobilevit_hub.chooser import measurements
-from mobilevit_hub.cli import build_parser
-from mobilevit_hub.presets import Preset, get_preset, list_presets
-from mobilevit_hub.structure import Part, parts
+from mobilevit_hub.cli.main import build_parser
+from mobilevit_hub.hub.chooser import measurements
+from mobilevit_hub.hub.presets import Preset, get_preset, list_presets
+from mobilevit_hub.network.architecture import STAGE_NAMES
+from mobilevit_hub.network.structure import Part, parts
 
 ROOT = Path(__file__).parents[1]
 MARKED = re.compile(r"(?P<start><!-- table: (?P<name>[\w.-]+) -->\n).*?(?P<end><!-- end of table -->)", re.DOTALL)
 TITLES = {"pt": "PyTorch", "tf": "Keras", "tflite": "TFLite", "tflite-int8": "TFLite, int8"}
-ORIGIN = {"timm": "timm", "transformers": "Apple", None: "Apple's file"}
 NONE = "–"
-
-
-# --------------------------------------------------------------------------------------------------
-# The network, layer by layer
-# --------------------------------------------------------------------------------------------------
 
 
 def config_of(preset: Preset) -> Any:
@@ -95,11 +89,6 @@ def attention_products(config: Any, stage: int) -> int:
     tokens = token_side(config, stage) ** 2
     patches = tokens // config.patch_sizes[stage - 3] ** 2
     return 2 * tokens * patches * config.hidden_sizes[stage - 3]  # scores, and what they weigh
-
-
-# --------------------------------------------------------------------------------------------------
-# Tables
-# --------------------------------------------------------------------------------------------------
 
 
 def rows_of(head: Iterable[str], rows: Iterable[Iterable[str]], *, numbers_from: int = 1) -> str:

@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 
 import mobilevit_hub as mh
-from mobilevit_hub.reports import draw_predictions
-from mobilevit_hub.runtimes import Classifier
+from mobilevit_hub.models import Classifier
+from mobilevit_hub.tasks.classification import draw_predictions
 
 MODEL = "mobilevit-xxs-tiny-imagenet"
 OUTPUT = Path("demo.png")

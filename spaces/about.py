@@ -8,9 +8,9 @@ from urllib.parse import quote
 
 from huggingface_hub import ModelCard
 
-from mobilevit_hub.cards import markdown_text
-from mobilevit_hub.checkpoints import PACKAGE
-from mobilevit_hub.presets import Preset, find_preset
+from mobilevit_hub.hub.find import PACKAGE
+from mobilevit_hub.hub.presets import Preset, find_preset
+from mobilevit_hub.publishing.cards import markdown_text
 
 PAPERS = """## Papers
 

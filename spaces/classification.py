@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from mobilevit_hub.errors import InputError
-from mobilevit_hub.prediction import best_labels
+from mobilevit_hub.tasks.classification import best_labels
 
 from .models import RUNTIMES, OpenedModel
 

@@ -51,11 +51,11 @@ def heatmap(photo: Image.Image, model: OpenedModel, stage: int) -> tuple[np.ndar
 
 def seen_part(photo: Image.Image, model: OpenedModel) -> Image.Image:
     """The part of a photo that the network gets, at the size of the photo: the crop without the resize."""
-    processor = model.classifiers["pt"].processor
-    size, crop = dict(processor.size), dict(processor.crop_size)
-    if not processor.do_center_crop:
+    settings = model.classifiers["pt"].preprocessing
+    size, crop = dict(settings.size), dict(settings.crop_size)
+    if not settings.do_center_crop:
         return photo
-    if not processor.do_resize:
+    if not settings.do_resize:
         across = down = 1.0
     elif "shortest_edge" in size:
         across = down = min(photo.size) / size["shortest_edge"]

@@ -18,14 +18,14 @@ from typing import Any
 
 from PIL import Image
 
-from mobilevit_hub import __version__
-from mobilevit_hub.checkpoints import find_checkpoint
-from mobilevit_hub.data import public_name
+from mobilevit_hub.data.labelled import public_name
 from mobilevit_hub.errors import InputError, MobileViTHubError
 from mobilevit_hub.files import cache_folder, sha256_of
-from mobilevit_hub.presets import Preset, list_presets
-from mobilevit_hub.runtimes import Classifier, from_pretrained
-from mobilevit_hub.tflite import Model
+from mobilevit_hub.hub.find import Checkpoint, find_checkpoint
+from mobilevit_hub.hub.presets import Preset, list_presets
+from mobilevit_hub.models import Classifier, from_pretrained
+from mobilevit_hub.tflite.model import Model
+from mobilevit_hub.version import __version__
 
 EMBEDDED = "mobilevit-xxs-tiny-imagenet"
 RUNTIMES = {"pt": "PyTorch", "tf": "Keras", "tflite-fp32": "TFLite fp32", "tflite-int8": "TFLite int8"}
@@ -47,7 +47,7 @@ class OpenedModel:
 
     name: str
     classifiers: dict[str, Any]
-    """A `runtimes.Classifier` or `tflite.Model` for each of `RUNTIMES`."""
+    """A `models.Classifier` or `tflite.Model` for each of `RUNTIMES`."""
     files: dict[str, Path]
     """The file whose weights each runtime has."""
     network: Any
@@ -77,23 +77,23 @@ def open_model(name: str, folder: Path, report: Callable[[str], None], **places:
     checkpoint = find_checkpoint(name, **places)
     weights = checkpoint.weights_file
     report(f"{name}: opening it in PyTorch")
-    network = from_pretrained(name, **places)
-    classifiers: dict[str, Any] = {"pt": Classifier(name, **places)}
+    network = from_pretrained(checkpoint)
+    classifiers: dict[str, Any] = {"pt": Classifier(checkpoint)}
     report(f"{name}: opening it in Keras")
-    classifiers["tf"] = Classifier(name, runtime="tf", **places)
+    classifiers["tf"] = Classifier(checkpoint, runtime="tf")
     files = {"pt": weights, "tf": weights}
     written = json.dumps([checkpoint.config_data, checkpoint.processor_data, __version__], sort_keys=True)
     exports = folder / hashlib.sha256((sha256_of(weights) + written).encode()).hexdigest()[:16]
     for runtime, precision in PRECISIONS.items():
         files[runtime] = exports / precision / f"{public_name(name).replace('/', '-')}-{precision}.tflite"
-        classifiers[runtime] = _exported(name, files[runtime], precision, report, places)
+        classifiers[runtime] = _exported(checkpoint, files[runtime], precision, report)
     for classifier in classifiers.values():  # the first call of each is slow, and no visitor should wait for it
         classifier.probabilities(classifier.prepare(Image.new("RGB", (64, 64))))
     report(f"{name}: ready")
     return OpenedModel(name, classifiers, files, network, checkpoint.preset)
 
 
-def _exported(name: str, file: Path, precision: str, report: Callable[[str], None], places: dict[str, Any]) -> Model:
+def _exported(checkpoint: Checkpoint, file: Path, precision: str, report: Callable[[str], None]) -> Model:
     """Opens the file, which is exported first where it is not there yet or damaged."""
     import torch
 
@@ -103,11 +103,11 @@ def _exported(name: str, file: Path, precision: str, report: Callable[[str], Non
     except MobileViTHubError:
         from mobilevit_hub.conversion import export_tflite
 
-        report(f"{name}: exporting {precision}.tflite, some ten seconds the first time")
+        report(f"{checkpoint.name}: exporting {precision}.tflite, some ten seconds the first time")
         folder = file.parent
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as alone:
-            export_tflite(name, Path(alone, file.name), precision=precision, **places)
+            export_tflite(checkpoint, Path(alone, file.name), precision=precision)
             shutil.rmtree(folder, ignore_errors=True)
             with suppress(OSError):  # another server was faster, and its file is as good
                 Path(alone).rename(folder)

@@ -14,7 +14,7 @@ import gradio as gr
 from PIL import Image
 
 from mobilevit_hub.errors import ImageError, MobileViTHubError
-from mobilevit_hub.images import load_image
+from mobilevit_hub.images.loading import load_image
 
 from . import panels
 from .about import about
@@ -76,11 +76,6 @@ def theme() -> gr.Theme:
     fonts = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]  # no font comes from another host
     base = gr.themes.Base(font=fonts, font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"])
     return base.set(**settings, block_radius="10px", block_shadow="none")
-
-
-# --------------------------------------------------------------------------------------------------
-# Tabs: a function each, which builds its part of the page for the chosen model
-# --------------------------------------------------------------------------------------------------
 
 
 def classify_tab(models: Models, model: gr.Dropdown) -> None:
@@ -204,10 +199,7 @@ TABS: dict[str, Callable[[Models, gr.Dropdown], None]] = {"Classify": classify_t
 """Title and function of each tab. A tab for another task is one more function, with a choice of its models in it."""
 
 
-# --------------------------------------------------------------------------------------------------
-# What every tab needs
-# --------------------------------------------------------------------------------------------------
-
+# What every tab needs.
 _OPENING = (
     "{name} is being opened: its weights are downloaded once, and two .tflite files exported from them. "
     "That takes a minute or two; the answer appears here."

@@ -55,6 +55,16 @@ def _seeded(seed: int) -> None:
         sys.modules["torch"].manual_seed(seed)
 
 
+@pytest.fixture
+def eagerly() -> Iterator[None]:
+    """TensorFlow runs its functions op by op: a few steps of a training so take less than tracing its graph."""
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
 def _is_local(host: Any) -> bool:
     """Whether `host`, a name or address as sockets take it, is this machine."""
     if isinstance(host, bytes):

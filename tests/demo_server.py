@@ -35,16 +35,16 @@ class Server:
 
     def upload(self, content, name="photo.jpg"):
         """Status, and the path on the server or the message, of an upload."""
-        answer = httpx.post(f"{self.url}/gradio_api/upload", files={"files": (name, content)}, timeout=60)
+        answer = httpx.post(f"{self.url}/gradio_api/upload", files={"files": (name, content)}, timeout=600)
         return answer.status_code, answer.json()[0] if answer.status_code == 200 else answer.text
 
     def call(self, file, model=EMBEDDED, runtimes=("pt",)):
         """Status, and the result or the message, of a call with `{"path": …}` or `{"url": …}`."""
         data = [{**file, "meta": {"_type": "gradio.FileData"}}, model, list(runtimes)]
-        joined = httpx.post(f"{self.url}/gradio_api/call/classify", json={"data": data}, timeout=60)
+        joined = httpx.post(f"{self.url}/gradio_api/call/classify", json={"data": data}, timeout=600)
         if joined.status_code != 200:
             return joined.status_code, joined.text
-        with httpx.stream("GET", f"{self.url}/gradio_api/call/classify/{joined.json()['event_id']}", timeout=120) as s:
+        with httpx.stream("GET", f"{self.url}/gradio_api/call/classify/{joined.json()['event_id']}", timeout=600) as s:
             lines = [line for line in s.iter_lines() if line]
         event, data = lines[-2].removeprefix("event: "), json.loads(lines[-1].removeprefix("data: "))
         return event, data[0] if event == "complete" else data
@@ -89,8 +89,8 @@ def running(*arguments, cache, temporary=None):
         yield server
     finally:
         process.terminate()
-        process.wait(30)
-        reader.join(5)
+        process.wait(600)
+        reader.join(600)
         process.stderr.close()
 
 
@@ -104,7 +104,7 @@ def save_second_model(folder):
     """A tiny network with untrained weights, whose labels would be markup on a page that forgets to escape."""
     from networks import MODELS, awake, tiny_config
 
-    from mobilevit_hub.runtimes import processor_of_config
+    from mobilevit_hub.images.processor import processor_of_config
 
     config = tiny_config(2, image_size=64, id2label={i: f"{MARKUP} {i}" for i in range(7)})
     awake(MODELS[config.model_type](config)).save_pretrained(folder)

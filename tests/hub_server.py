@@ -61,6 +61,8 @@ class Repository:
     token: str | None = None
     revisions: dict[str, str] = field(default_factory=dict)
     private: bool = False
+    history: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    """Files of the commits before the last."""
 
     @property
     def commit(self):
@@ -77,12 +79,13 @@ class HubServer:
     ends half way); `"wrong"` (other bytes of the same length under the same hash); `"loop"` (redirects
     to itself); `"no commit"` (a server that is no Hub). The steps of an upload (`"create"`, `"validate-yaml"`,
     `"preupload"`, `"batch"`, `"upload"`, `"commit"`) fail by a status code, `"web page"` or `"hang up"`.
-    `requests` lists `(method, path, headers)`; `commits` lists the commits that were taken.
+    `then` maps a file name to what is called once after it was sent. `requests` lists `(method, path, headers)`; `commits` lists the commits that were taken.
     """
 
     def __init__(self):
         self.repositories = {}
         self.faults = {}
+        self.then = {}
         self.requests = []
         self.tokens = {WRITER: "write", READER: "read"}
         self.commits = []
@@ -108,6 +111,13 @@ class HubServer:
         repository.revisions = dict.fromkeys(("main", repository.commit, *branches), repository.commit)
         self.repositories[repo_id] = repository
         return repository
+
+    def push(self, repo_id, files):
+        """Replaces the files of `main` by a further commit; the one before can still be asked for."""
+        repository = self.repositories[repo_id]
+        before = repository.commit
+        repository.history[before], repository.files = repository.files, dict(files)
+        repository.revisions |= {"main": repository.commit, repository.commit: repository.commit}
 
     def asked_for(self):
         """Names of the files that were requested."""
@@ -174,10 +184,11 @@ class _Handler(BaseHTTPRequestHandler):
             return self.fail(fault, "")
         if fault == "loop":
             return self.send(302, {"Location": self.path, "X-Repo-Commit": commit, "ETag": '"x"'})
-        if name not in repository.files:
+        files = repository.history.get(commit, repository.files)
+        if name not in files:
             self.send(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
             return None
-        content = repository.files[name]
+        content = files[name]
         about = {} if fault == "no commit" else {"X-Repo-Commit": commit}
         if not name.endswith(STORED_BY_HASH):
             blob = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
@@ -216,7 +227,8 @@ class _Handler(BaseHTTPRequestHandler):
         return self.send_json(200, [self.entry(repository, path) for path in known])
 
     def content_of(self, digest):
-        every = (c for r in self.hub.repositories.values() for c in r.files.values())
+        kept = [f for r in self.hub.repositories.values() for f in (r.files, *r.history.values())]
+        every = (content for files in kept for content in files.values())
         return next(c for c in every if hashlib.sha256(c).hexdigest() == digest)
 
     def send_content(self, name, content, body, headers=None):
@@ -232,7 +244,10 @@ class _Handler(BaseHTTPRequestHandler):
             headers["Content-Range"] = f"bytes {part[1]}-{last}/{len(content)}"
             content = content[int(part[1]) : last + 1]
             return self.send(206, {**headers, "Content-Length": str(len(content))}, content)
-        return self.send(200, headers, content, body)
+        self.send(200, headers, content, body)
+        if body and name in self.hub.then:
+            self.hub.then.pop(name)()
+        return None
 
     # What follows takes uploads --------------------------------------------------------------------
 

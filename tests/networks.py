@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from mobilevit_hub.configuration import MobileViTConfig, MobileViTV2Config
+from mobilevit_hub.network.configuration import MobileViTConfig, MobileViTV2Config
 from mobilevit_hub.pt.mobilevit import MobileViTForImageClassification
 from mobilevit_hub.pt.mobilevitv2 import MobileViTV2ForImageClassification
 

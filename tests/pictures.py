@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 from PIL import ExifTags, Image
 
-from mobilevit_hub.images import load_image
+from mobilevit_hub.images.loading import load_image
 
 RNG_SEED = 20240607
 

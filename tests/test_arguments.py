@@ -8,7 +8,7 @@ from networks import tiny_config
 
 import mobilevit_hub as mh
 from mobilevit_hub.errors import ConfigError, InputError, MobileViTHubWarning, NotFoundError
-from mobilevit_hub.image_processing import MobileViTImageProcessor, processor_for
+from mobilevit_hub.images.processor import MobileViTImageProcessor, processor_for
 
 pytestmark = pytest.mark.torch
 
@@ -53,46 +53,7 @@ def test_number_type(folder, name, value):
     assert next(load(folder, **{name: value}).parameters()).dtype == torch.float16
 
 
-@pytest.mark.parametrize("value", ["foo", "int8", "Tensor", torch.int64])
-def test_number_type_must_be_floating(folder, value):
-    with pytest.raises(InputError, match="expected float32, float16 or bfloat16"):
-        load(folder, dtype=value)
-
-
-@pytest.mark.parametrize(
-    ("argument", "hint"), [("num_label", "num_labels"), ("output_strid", "output_stride"), ("device_map", "")]
-)
-def test_unknown_arguments_are_refused(folder, argument, hint):
-    with pytest.raises(InputError, match=f"no argument '{argument}'.*{hint}"):
-        load(folder, **{argument: 10})
-
-
-@pytest.mark.parametrize("value", ["nope", "flash_attention_2", "kernels-community/x"])
-def test_attention_is_sdpa_or_eager(folder, value):
-    with pytest.raises(InputError, match="expected 'sdpa' or 'eager'"):
-        load(folder, attn_implementation=value)
-
-
-def test_other_label_names_make_a_new_head_and_say_so(folder):
-    names = {i: f"class {i}" for i in range(7)}
-    with pytest.warns(MobileViTHubWarning, match="the classifier for other labels is new"):
-        model = load(folder, id2label=names)
-    assert model.config.id2label == names
-
-
 # --- backbones ----------------------------------------------------------------------------------------------------
-
-
-def test_feature_maps_by_number_or_name(folder):
-    by_number = mh.MobileViTBackbone.from_pretrained(folder, out_indices=[0, 3, -1])
-    by_name = mh.MobileViTBackbone.from_pretrained(folder, out_features=["stem", "stage3", "stage5"])
-    assert by_number.out_features == by_name.out_features == ["stem", "stage3", "stage5"]
-    assert by_number.out_indices == [0, 3, 5]
-    with pytest.raises(InputError, match="not both"):
-        mh.MobileViTBackbone.from_pretrained(folder, out_indices=[1], out_features=["stem"])
-    for wrong in ([6], ["stem"], [True]):
-        with pytest.raises(InputError, match="expected numbers from 0"):
-            mh.MobileViTBackbone.from_pretrained(folder, out_indices=wrong)
 
 
 def test_chosen_maps_are_saved(folder, tmp_path):

@@ -24,7 +24,8 @@ from pictures import (
 from PIL import Image, features
 
 from mobilevit_hub.errors import ImageError, InputError, MissingDependencyError
-from mobilevit_hub.images import MAX_IMAGE_BYTES, check_resize, load_image
+from mobilevit_hub.images.loading import MAX_IMAGE_BYTES, load_image
+from mobilevit_hub.images.sizes import check_resize
 
 # --------------------------------------------------------------------------------------------------
 # Damaged and foreign files

@@ -9,11 +9,12 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from mobilevit_hub.cards import check_card, checkpoint_card, markdown_text, preset_metadata, training_card
-from mobilevit_hub.configuration import MobileViTConfig, MobileViTV2Config, config_from_dict
 from mobilevit_hub.errors import ConfigError
-from mobilevit_hub.image_processing import processor_for
-from mobilevit_hub.presets import APPLE_LICENSE, get_preset, list_presets
+from mobilevit_hub.hub.presets import APPLE_LICENSE, get_preset, list_presets
+from mobilevit_hub.images.processor import processor_for
+from mobilevit_hub.network.configuration import MobileViTConfig, MobileViTV2Config, config_from_dict
+from mobilevit_hub.publishing.cards import check_card, checkpoint_card, markdown_text, preset_metadata
+from mobilevit_hub.training.report import training_card
 
 HOSTILE = [
     "a | b",

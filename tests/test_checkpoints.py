@@ -14,16 +14,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file as save_torch_file
 
 import mobilevit_hub as mh
-from mobilevit_hub.checkpoints import find_checkpoint, load_config
-from mobilevit_hub.errors import (
-    CheckpointError,
-    ConfigError,
-    MobileViTHubError,
-    MobileViTHubWarning,
-    NotFoundError,
-)
-from mobilevit_hub.fitting import LoadReport
-from mobilevit_hub.tensors import to_safetensors
+from mobilevit_hub.checkpoints.fitting import LoadReport
+from mobilevit_hub.checkpoints.tensors import to_safetensors
+from mobilevit_hub.errors import CheckpointError, ConfigError, MobileViTHubError, MobileViTHubWarning, NotFoundError
+from mobilevit_hub.hub.find import find_checkpoint
+from mobilevit_hub.network.configuration import load_config
 
 pytestmark = pytest.mark.torch
 
@@ -91,6 +86,7 @@ def same_weights(model, tensors):
 # --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 @VERSIONS
 @pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
 def test_missing_weights_are_never_replaced_by_random_ones(tmp_path, version, weights):
@@ -225,6 +221,7 @@ def test_batch_counters_may_be_absent_or_have_an_axis(tmp_path, version):
     same_weights(CLASSES[version][0].from_pretrained(folder), good)
 
 
+@pytest.mark.alone
 @VERSIONS
 def test_classifier_and_base_model_load_each_others_folders(tmp_path, version):
     classifier, base, backbone = CLASSES[version]
@@ -263,6 +260,7 @@ NEW_HEADS = pytest.mark.parametrize(
 )  # fmt: skip
 
 
+@pytest.mark.alone
 @VERSIONS
 @NEW_HEADS
 def test_a_new_head_is_asked_for_and_said_once(tmp_path, version, head):
@@ -467,6 +465,7 @@ def check_reference(model, variant, case="logits_256x256"):
     case.check({"logits": logits(model, torch.from_numpy(case.input()))})
 
 
+@pytest.mark.alone
 @SOME
 def test_our_folder_opens_in_stock_transformers(tmp_path, variant):
     config = mh.MobileViTConfig if variant == "mobilevit_xxs" else mh.MobileViTV2Config

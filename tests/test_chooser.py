@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from mobilevit_hub import chooser
-from mobilevit_hub.chooser import MEASURED_RUNTIMES, Measurement, fitting, limit_of, measurements, notes
-from mobilevit_hub.cli import main
+from mobilevit_hub.cli.main import main
 from mobilevit_hub.errors import InputError
-from mobilevit_hub.presets import find_preset, get_preset
+from mobilevit_hub.hub import chooser
+from mobilevit_hub.hub.chooser import MEASURED_RUNTIMES, Measurement, fitting, limit_of, measurements, notes
+from mobilevit_hub.hub.presets import find_preset, get_preset
 
 HEAD = "name,runtime,threads,milliseconds,megabytes,processor"
 ROWS = """\

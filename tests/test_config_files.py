@@ -5,9 +5,9 @@ import json
 import pytest
 import transformers
 
-from mobilevit_hub.configuration import MobileViTConfig, MobileViTV2Config, config_from_dict
 from mobilevit_hub.errors import ConfigError, MobileViTHubWarning, NotFoundError
 from mobilevit_hub.json_files import MAX_BYTES, parse_json, read_json
+from mobilevit_hub.network.configuration import MobileViTConfig, MobileViTV2Config, config_from_dict
 
 V1, V2 = MobileViTConfig, MobileViTV2Config
 BOTH = pytest.mark.parametrize("cls", [V1, V2])

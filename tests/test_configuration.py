@@ -5,9 +5,9 @@ import math
 import pytest
 import transformers
 
-from mobilevit_hub.architecture import DownsamplingRule, downsampling_rules, make_divisible
-from mobilevit_hub.configuration import MAX_PARAMETERS, MobileViTConfig, MobileViTV2Config, config_from_dict
 from mobilevit_hub.errors import ConfigError, NotFoundError
+from mobilevit_hub.network.architecture import DownsamplingRule, downsampling_rules, make_divisible
+from mobilevit_hub.network.configuration import MAX_PARAMETERS, MobileViTConfig, MobileViTV2Config, config_from_dict
 
 V1, V2 = MobileViTConfig, MobileViTV2Config
 BOTH = pytest.mark.parametrize("cls", [V1, V2])
@@ -70,8 +70,7 @@ RANGES = {
         "odd_map": (("apple", "stock"), ("crop", None, 1)),
     },
 }  # fmt: skip
-GOOD = [(cls, name, value) for cls, table in RANGES.items() for name, (good, _) in table.items() for value in good]
-BAD = [(cls, name, value) for cls, table in RANGES.items() for name, (_, bad) in table.items() for value in bad]
+FIELDS = pytest.mark.parametrize(("cls", "name"), [(cls, name) for cls, table in RANGES.items() for name in table])
 
 
 @BOTH
@@ -81,32 +80,34 @@ def test_the_table_of_ranges_covers_every_field(cls):
     assert cls.known_fields() - own - general == set(RANGES[cls])
 
 
-@pytest.mark.parametrize(("cls", "name", "value"), GOOD)
-def test_a_value_at_the_edge_is_accepted_and_kept(cls, name, value):
-    config = cls(**{name: value})
-    kept = getattr(config, name)
-    if name == "dtype" and value is not None:
-        assert str(kept) == f"torch.{value}"
-    else:
-        assert kept == (list(value) if isinstance(value, tuple) else value)
-    assert type(kept) is not bool or type(value) is bool
+@FIELDS
+def test_values_at_the_edge_are_accepted_and_kept(cls, name):
+    for value in RANGES[cls][name][0]:
+        config = cls(**{name: value})
+        kept = getattr(config, name)
+        if name == "dtype" and value is not None:
+            assert str(kept) == f"torch.{value}"
+        else:
+            assert kept == (list(value) if isinstance(value, tuple) else value)
+        assert type(kept) is not bool or type(value) is bool
 
 
-@pytest.mark.parametrize(("cls", "name", "value"), BAD)
-def test_a_value_outside_is_refused_wherever_it_comes_from(cls, name, value):
+@FIELDS
+def test_values_outside_are_refused_wherever_they_come_from(cls, name):
     """CFG-11 to CFG-15: constructor, file and assignment refuse alike and name the field."""
-    with pytest.raises(ConfigError, match=name):
-        cls(**{name: value})
-    with pytest.raises(ConfigError, match=f"^some/config.json: .*{name}") as caught:
-        config_from_dict(file_content(cls, **{name: value}), "some/config.json")
-    assert caught.value.path == "some/config.json" and caught.value.field.startswith(name)
-    assert "\n" not in str(caught.value)
-    config = cls()
-    before = config.to_dict()
-    if name != "base_attn_unit_dims" or value != [12, 8, 8]:  # found when the config is used or saved
+    for value in RANGES[cls][name][1]:
         with pytest.raises(ConfigError, match=name):
-            setattr(config, name, value)
-        assert config.to_dict() == before
+            cls(**{name: value})
+        with pytest.raises(ConfigError, match=f"^some/config.json: .*{name}") as caught:
+            config_from_dict(file_content(cls, **{name: value}), "some/config.json")
+        assert caught.value.path == "some/config.json" and caught.value.field.startswith(name)
+        assert "\n" not in str(caught.value)
+        config = cls()
+        before = config.to_dict()
+        if name != "base_attn_unit_dims" or value != [12, 8, 8]:  # found when the config is used or saved
+            with pytest.raises(ConfigError, match=name):
+                setattr(config, name, value)
+            assert config.to_dict() == before
 
 
 def test_an_error_says_what_was_found_and_what_is_accepted():
@@ -235,13 +236,13 @@ def test_the_defaults_are_those_of_stock_transformers(cls):
 # --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", [*range(1, 400), 0.5, 7.9, 11.99, 12.0, 19.9, 100.1, 4095.9])
 @pytest.mark.parametrize("divisor", [8, 16])
-def test_make_divisible_is_the_nearest_multiple_that_keeps_nine_tenths(value, divisor):
-    result = make_divisible(value, divisor)
-    nearest = math.floor(value / divisor + 0.5) * divisor
-    wanted = max(divisor, nearest if nearest >= 0.9 * value else nearest + divisor)
-    assert result == wanted and result % divisor == 0 and type(result) is int
+def test_make_divisible_is_the_nearest_multiple_that_keeps_nine_tenths(divisor):
+    for value in (*range(1, 400), 0.5, 7.9, 11.99, 12.0, 19.9, 100.1, 4095.9):
+        result = make_divisible(value, divisor)
+        nearest = math.floor(value / divisor + 0.5) * divisor
+        wanted = max(divisor, nearest if nearest >= 0.9 * value else nearest + divisor)
+        assert (value, result) == (value, wanted) and result % divisor == 0 and type(result) is int
 
 
 def test_make_divisible_keeps_the_minimum():

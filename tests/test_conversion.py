@@ -20,11 +20,12 @@ from safetensors.numpy import load_file, save_file
 from test_download import certificate, server  # noqa: F401 - fixtures
 
 import mobilevit_hub as mh
-from mobilevit_hub.cli import main
+from mobilevit_hub.cli.main import main
 from mobilevit_hub.conversion import convert
 from mobilevit_hub.errors import CheckpointError, InputError, OfflineError, SaveError
-from mobilevit_hub.image_processing import processor_for
-from mobilevit_hub.presets import get_preset, imagenet_labels
+from mobilevit_hub.hub.imagenet import imagenet_labels
+from mobilevit_hub.hub.presets import get_preset
+from mobilevit_hub.images.processor import processor_for
 
 pytestmark = pytest.mark.torch
 

@@ -17,9 +17,9 @@ from safetensors.numpy import save_file
 from test_conversion import XXS, check_logits, save, weights
 
 import mobilevit_hub as mh
-from mobilevit_hub.cli import main
+from mobilevit_hub.cli.main import main
 from mobilevit_hub.conversion import convert, libraries, verify
-from mobilevit_hub.image_processing import processor_for
+from mobilevit_hub.images.processor import processor_for
 
 pytestmark = pytest.mark.torch
 
@@ -137,6 +137,7 @@ def test_convert_verifies_and_says_so(run, tmp_path):
     check_logits(tmp_path / "out", XXS, "logits_224x300")
 
 
+@pytest.mark.alone
 def test_convert_without_verifying_says_so(run, folder, tmp_path):
     code, printed, said = run("convert", folder, tmp_path / "out", "--no-verify")
     assert (code, said, table(printed)) == (0, "", {})
@@ -190,6 +191,7 @@ def test_labels_from_a_file_of_another_system(run, tmp_path):
     assert list(mh.from_pretrained(tmp_path / "out").config.id2label.values()) == kinds
 
 
+@pytest.mark.alone
 def test_convert_where_one_library_alone_can_run(run, in_this_process, without_keras, folder, tmp_path):
     """transformers has no network of these depths."""
     code, printed, said = run("convert", folder, tmp_path / "out")

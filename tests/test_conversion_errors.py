@@ -14,13 +14,13 @@ import torch
 from networks import MODELS, awake, tiny_config
 from test_conversion import V2, XXS, load, save, weights
 
-from mobilevit_hub.cli import main
-from mobilevit_hub.configuration import config_from_dict
+from mobilevit_hub.cli.main import main
 from mobilevit_hub.conversion import convert
 from mobilevit_hub.errors import InputError, NotFoundError, SaveError
-from mobilevit_hub.image_processing import processor_for
-from mobilevit_hub.names import renames
-from mobilevit_hub.presets import get_preset, list_presets
+from mobilevit_hub.hub.presets import get_preset, list_presets
+from mobilevit_hub.images.processor import processor_for
+from mobilevit_hub.network.configuration import config_from_dict
+from mobilevit_hub.network.names import renames
 
 pytestmark = pytest.mark.torch
 

@@ -15,12 +15,13 @@ from test_conversion import V2, XXS, assert_same, config_of, halved, load, save,
 from test_download import certificate, server  # noqa: F401 - fixtures
 
 import mobilevit_hub as mh
-from mobilevit_hub.checkpoints import find_checkpoint
 from mobilevit_hub.conversion import compare, convert
 from mobilevit_hub.conversion.libraries import run_library
 from mobilevit_hub.errors import CheckpointError, InputError, MobileViTHubWarning
-from mobilevit_hub.image_processing import processor_for
-from mobilevit_hub.presets import get_preset, imagenet_labels
+from mobilevit_hub.hub.find import find_checkpoint
+from mobilevit_hub.hub.imagenet import imagenet_labels
+from mobilevit_hub.hub.presets import get_preset
+from mobilevit_hub.images.processor import processor_for
 
 pytestmark = pytest.mark.torch
 

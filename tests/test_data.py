@@ -7,7 +7,7 @@ from datasets import Image as ImageFeature
 from pictures import encode, noise
 from PIL import Image
 
-from mobilevit_hub.data import open_images
+from mobilevit_hub.data.labelled import open_images
 from mobilevit_hub.errors import ImageError, InputError, NotFoundError
 
 CLASSES = ("zebra", "apple", "test tube")
@@ -114,7 +114,7 @@ def test_photos_kept_in_memory_equal_those_read_directly(tmp_path):
 
 def test_photos_that_do_not_fit_into_memory_are_read_directly(tmp_path, monkeypatch):
     images = open_images(save_folder(tmp_path / "photos"))
-    monkeypatch.setattr("mobilevit_hub.data.CACHE_BYTES", 6 * 20 * 30 * 3)
+    monkeypatch.setattr("mobilevit_hub.data.labelled.CACHE_BYTES", 6 * 20 * 30 * 3)
     assert not images.keep_in_memory(progress=False)
     assert same_pixels(images[0], photo(2))
 

@@ -16,7 +16,7 @@ import mobilevit_hub as mh
 pytestmark = [pytest.mark.parity, pytest.mark.export]
 PHOTOS = Path(__file__).parents[1] / "spaces" / "examples"
 BUS, CAT = PHOTOS / "school_bus.jpg", PHOTOS / "chelsea_cat.jpg"
-SECONDS = 30_000
+SECONDS = 300_000  # milliseconds; a page on a busy machine takes its time
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +247,7 @@ def test_a_server_that_is_gone_is_noticed(browser, tmp_path_factory):
         choose(page, BUS)
         expect(page.locator(".card")).to_have_count(4, timeout=SECONDS)
         server.process.kill()
-        server.process.wait(30)
+        server.process.wait(600)
         page.locator("#classify").click()
         expect(page.get_by_text(re.compile("connection", re.I)).first).to_be_visible(timeout=SECONDS)
         page.close()

@@ -35,7 +35,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mobilevit_hub.cli import build_parser, main
+from mobilevit_hub.cli.main import build_parser, main
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -363,10 +363,13 @@ def test_the_readme_is_short_and_starts_with_what_to_do():
         assert task in PAGES["README.md"]
 
 
-def test_the_layout_names_every_module():
-    layout = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
-    modules = {p.name for p in (ROOT / "src" / "mobilevit_hub").rglob("*.py") if p.name != "__init__.py"}
-    assert {name for name in modules if name not in layout} == set()
+def test_the_layout_names_every_folder():
+    layout = (ROOT / "CONTRIBUTING.md").read_text("utf-8").partition("## Where things live")[2]
+    folders = {
+        p.parent.name for top in ("src", "tf", "conversion", "spaces") for p in (ROOT / top).rglob("__init__.py")
+    } - {"mobilevit_hub"}
+    assert {"pt", "tf", "conversion", "spaces", "training"} <= folders
+    assert {name for name in folders if f"{name}/ " not in layout and f"{name}/:" not in layout} == set()
 
 
 def test_nothing_names_a_machine_or_a_registry():
@@ -377,13 +380,23 @@ def test_nothing_names_a_machine_or_a_registry():
 
 
 def test_issue_templates_are_forms():
-    templates = {path.stem: yaml.safe_load(path.read_text("utf-8")) for path in (ROOT / ".github").rglob("*.yml")}
+    folder = ROOT / ".github" / "ISSUE_TEMPLATE"
+    templates = {path.stem: yaml.safe_load(path.read_text("utf-8")) for path in folder.iterdir()}
     assert templates.keys() == {"config", "bug", "wrong_numbers", "feature"}
     for name in templates.keys() - {"config"}:
         assert {"name", "description", "body"} <= templates[name].keys()
         assert len({field["id"] for field in templates[name]["body"]}) == len(templates[name]["body"])
     for command in re.findall(r"mobilevit-hub (\w+) NAME", str(templates)):
         assert callable(build_parser().parse_args([command, "name"]).run)
+
+
+def test_the_workflow_runs_the_stages_of_the_check():
+    lines = re.findall(r"^make (.+)$", (ROOT / ".ci" / "run").read_text("utf-8"), re.M)
+    stages = [word for line in lines for word in line.split() if re.fullmatch(r"[a-z-]+", word) and word[0] != "-"]
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "checks.yml").read_text("utf-8"))
+    job = workflow["jobs"]["stage"]
+    assert job["strategy"]["matrix"] == {"stage": stages} and {"check", "test"} < set(stages)
+    assert job["steps"][-1] == {"run": "make ${{ matrix.stage }}"}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -419,7 +432,7 @@ def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", folder],
-        cwd=ROOT, capture_output=True, text=True, timeout=300, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        cwd=ROOT, capture_output=True, text=True, timeout=600, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
     )  # fmt: skip
     assert done.returncode == 0 and "WARNING" not in done.stdout + done.stderr, done.stdout + done.stderr
     return folder

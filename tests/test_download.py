@@ -103,16 +103,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def reset(self, rest):
         self.short(rest)
-        self.server.go_on.wait(10)  # until the client has read that; a reset also takes back what is on the way
+        self.server.go_on.wait(600)  # until the client has read that; a reset also takes back what is on the way
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         os.close(self.connection.detach())
 
     def stall(self, rest):
         self.short(rest)
-        self.server.go_on.wait(10)
+        self.server.go_on.wait(600)
 
     def silent(self, _):
-        self.server.go_on.wait(10)
+        self.server.go_on.wait(600)
 
     def nonsense(self, _):
         self.wfile.write(b"220 mail.example ready\r\n")

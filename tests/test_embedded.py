@@ -9,7 +9,7 @@ import pytest
 from safetensors import safe_open
 
 import mobilevit_hub as mh
-from mobilevit_hub.presets import get_preset
+from mobilevit_hub.hub.presets import get_preset
 
 pytestmark = pytest.mark.torch
 
@@ -39,6 +39,7 @@ def test_folder_is_complete_and_small(folder):
     assert kinds == {"F16"}
 
 
+@pytest.mark.alone
 def test_alias_loads_as_float32_with_the_names_of_200_classes():
     model = mh.from_pretrained(NAME)
     assert model.num_parameters() == get_preset(NAME).params
@@ -65,6 +66,7 @@ def test_card_states_score_and_count(folder):
     assert re.search(r"\| measured on \| 10,000 validation photos \|", card)
 
 
+@pytest.mark.alone
 def test_real_photos_are_recognised():
     results = mh.predict(sorted(PHOTOS.glob("*.jpg")), NAME, top_k=3)
     assert len(results) == len(RIGHT)

@@ -23,9 +23,10 @@ from PIL import Image
 from sklearn import metrics as sk
 
 import mobilevit_hub as mh
-from mobilevit_hub import evaluate, records
+from mobilevit_hub import evaluate
 from mobilevit_hub.errors import CheckpointError, ImageError, InputError, MobileViTHubWarning, NotFoundError
-from mobilevit_hub.image_processing import processor_for
+from mobilevit_hub.evaluation import records
+from mobilevit_hub.images.processor import processor_for
 
 pytestmark = pytest.mark.torch
 
@@ -89,6 +90,7 @@ def without_time(found):
 # --- one process ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 def test_scores_are_those_of_scikit_learn(models, data, tmp_path):
     file, contents, truth = data
     found = evaluate(models, file, batch_size=16, output=tmp_path / "out", progress=False)
@@ -268,7 +270,7 @@ def test_a_run_is_resumed_from_whatever_is_left_of_its_rows(models, data, tmp_pa
 
 def test_a_finished_run_is_not_run_again(models, data, tmp_path, monkeypatch):
     expected = evaluate(models[0], data[0], output=tmp_path, progress=False)
-    monkeypatch.setattr("mobilevit_hub.runtimes.Classifier.probabilities", None)  # would fail if it were called
+    monkeypatch.setattr("mobilevit_hub.models.Classifier.probabilities", None)  # would fail if it were called
     found = evaluate(models[0], data[0], output=tmp_path, resume=True, progress=False)
     assert found["images_per_second"] is None and without_time(found) == without_time(expected)
 
@@ -339,7 +341,7 @@ def start(rank, processes, *arguments):
 
 def finish(processes):
     """Output of the first process, when all have ended well."""
-    outputs = [process.communicate(timeout=120) for process in processes]
+    outputs = [process.communicate(timeout=600) for process in processes]
     assert [process.returncode for process in processes] == [0] * len(processes), outputs
     assert [out for out, _ in outputs[1:]] == [""] * (len(outputs) - 1)
     return json.loads(outputs[0][0])
@@ -395,7 +397,7 @@ def test_killed_processes_are_resumed_to_the_result_of_one(many, tmp_path, monke
     out, copy = tmp_path / "out", tmp_path / "copy"
     running = [start(rank, 2, *arguments, out) for rank in range(2)]
     files = [out / f"rows-{rank}.bin" for rank in range(2)]
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while not all(file.exists() and file.stat().st_size > 1500 for file in files):
         assert time.monotonic() < deadline and all(process.poll() is None for process in running)
         time.sleep(0.005)

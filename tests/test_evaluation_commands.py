@@ -11,10 +11,11 @@ import pytest
 from hub_server import serving
 from test_evaluation import CLASSES, by_hand, save_model, save_parquet, without_time
 
-from mobilevit_hub import evaluate, records
-from mobilevit_hub.cli import main
+from mobilevit_hub import evaluate
+from mobilevit_hub.cli.main import main
 from mobilevit_hub.errors import AccessError, NotFoundError, SourceError
-from mobilevit_hub.presets import imagenet_wnids
+from mobilevit_hub.evaluation import records
+from mobilevit_hub.hub.imagenet import imagenet_wnids
 
 pytestmark = pytest.mark.torch
 
@@ -44,6 +45,7 @@ def run(capsys, *arguments):
 # --- what is printed -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 def test_json_of_one_model(capsys, models, data):
     code, out, err = run(capsys, "evaluate", models[0], data[0], "--json")
     found = json.loads(out)
@@ -74,8 +76,8 @@ def test_percent_with_interval_for_people(capsys, models, data):
 
 
 def test_numbers_of_others_stand_beside_the_measured_one(capsys):
-    from mobilevit_hub.benchmark_sets import BENCHMARKS, other_scores
-    from mobilevit_hub.evaluation_command import result_lines
+    from mobilevit_hub.cli.evaluate import result_lines
+    from mobilevit_hub.evaluation.benchmark_sets import BENCHMARKS, other_scores
 
     result = {"model": "mobilevit-s", "runtime": "pt", "dataset": "imagenet-1k", "count": 500, "unreadable": 0,
               "metrics": {"top1": 0.78, "top5": 0.94, "calibration_error": 0.1}, "whole": False,
@@ -234,8 +236,8 @@ def test_imagenet_r_as_the_hub_has_it(hub, tmp_path, monkeypatch):
     from networks import MODELS, awake, tiny_config
     from test_benchmark_sets import photo, probabilities
 
-    from mobilevit_hub.image_processing import processor_for
-    from mobilevit_hub.presets import imagenet_labels, imagenet_subset
+    from mobilevit_hub.hub.imagenet import imagenet_labels, imagenet_subset
+    from mobilevit_hub.images.processor import processor_for
 
     network = awake(MODELS["mobilevit"](tiny_config(1, num_labels=1000, id2label=dict(enumerate(imagenet_labels())))))
     network.save_pretrained(tmp_path / "tiny-1k", processor=processor_for(72, 64, "bilinear", "bgr"))
@@ -258,7 +260,7 @@ def test_imagenet_r_as_the_hub_has_it(hub, tmp_path, monkeypatch):
 
 def test_a_wrong_name_is_refused_before_a_framework_is_loaded():
     code = (
-        "import sys\nfrom mobilevit_hub.cli import main\nprint(main(['evaluate', 'mobilvit-s', 'x']))\n"
+        "import sys\nfrom mobilevit_hub.cli.main import main\nprint(main(['evaluate', 'mobilvit-s', 'x']))\n"
         "print([n for n in ('torch', 'tensorflow', 'datasets', 'evaluate', 'numpy') if n in sys.modules])"
     )
     done = subprocess.run(

@@ -22,9 +22,10 @@ from networks import MODELS, awake, tiny_config
 from safetensors.numpy import load_file, save_file
 
 from mobilevit_hub import files
-from mobilevit_hub.checkpoints import find_checkpoint, open_checkpoint
+from mobilevit_hub.checkpoints.loading import open_checkpoint
 from mobilevit_hub.errors import CheckpointError, SaveError
 from mobilevit_hub.files import json_bytes, sha256_of, write_file, write_folder
+from mobilevit_hub.hub.find import find_checkpoint
 
 pytestmark = pytest.mark.torch
 
@@ -538,7 +539,7 @@ def test_a_config_exchanged_between_config_and_weights_is_read_again(tmp_path, m
     """The writer finishes after the reader has read the old config: both parts must come from the new save."""
     folder = tmp_path / "out"
     checkpoint(1).save_pretrained(folder)
-    from mobilevit_hub import checkpoints
+    from mobilevit_hub.checkpoints import loading as checkpoints
 
     reads = []
 

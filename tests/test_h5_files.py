@@ -13,9 +13,9 @@ import hiding
 import numpy as np
 import pytest
 
-import mobilevit_hub.h5_files as module
+import mobilevit_hub.checkpoints.h5_files as module
+from mobilevit_hub.checkpoints.h5_files import check_weights_h5, inspect_keras, read_h5
 from mobilevit_hub.errors import CheckpointError, ConfigError, MobileViTHubError, NotFoundError, SourceError
-from mobilevit_hub.h5_files import check_weights_h5, inspect_keras, read_h5
 
 h5py = pytest.importorskip("h5py", reason="needs h5py")
 
@@ -382,7 +382,7 @@ CODE = """
 import sys
 import hiding
 from mobilevit_hub.errors import MissingDependencyError
-from mobilevit_hub.h5_files import check_weights_h5, inspect_keras
+from mobilevit_hub.checkpoints.h5_files import check_weights_h5, inspect_keras
 
 try:
     print(len(check_weights_h5(sys.argv[1])), inspect_keras(sys.argv[2])["class_name"])

@@ -20,7 +20,7 @@ from networks import MODELS, awake, tiny_config
 from PIL import Image
 
 import mobilevit_hub as mh
-from mobilevit_hub import hub as hub_module
+from mobilevit_hub.checkpoints.tensors import to_safetensors
 from mobilevit_hub.errors import (
     AccessError,
     CheckpointError,
@@ -34,7 +34,8 @@ from mobilevit_hub.errors import (
     OfflineError,
     SourceError,
 )
-from mobilevit_hub.tensors import to_safetensors
+from mobilevit_hub.hub import download as hub_module
+from mobilevit_hub.hub.find import find_checkpoint
 
 pytestmark = pytest.mark.torch
 
@@ -190,7 +191,7 @@ def test_the_environment_is_obeyed(hub, tiny_files, tmp_path):
     """HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE in a process of its own."""
     hub.add(TINY, tiny_files, token=TOKEN)
     code = (
-        f"from mobilevit_hub.checkpoints import open_checkpoint\n_, _, tensors = open_checkpoint({TINY!r})\n"
+        f"from mobilevit_hub.checkpoints.loading import open_checkpoint\n_, _, tensors = open_checkpoint({TINY!r})\n"
         "print(repr(sum(float(t.astype('f8').sum()) for n, t in tensors.items() if 'num_' not in n)))"
     )
     python_path = os.pathsep.join(p for p in sys.path if p)
@@ -215,7 +216,7 @@ def test_only_the_allowed_files_are_requested(tiny_hub):
     mh.image_processor(TINY)
     assert tiny_hub.asked_for() == ASKED - {"pytorch_model.bin"}
     with pytest.raises(InputError, match="evil.py"):
-        hub_module.fetch(TINY, "evil.py", {})
+        hub_module.fetch(TINY, "evil.py")
     assert "evil.py" not in tiny_hub.asked_for()
 
 
@@ -231,9 +232,34 @@ def test_cache_dir_and_revision(tiny_hub, tiny_files, tmp_path):
     loads(cache_dir=tmp_path / "elsewhere", revision="v1.0")
     assert (tmp_path / "elsewhere" / "models--somebody--tiny").is_dir()
     assert not (tmp_path / "cache" / "models--somebody--tiny").exists()
-    assert all("/resolve/v1.0/" in path for _, path, _ in tiny_hub.requests if "/resolve/" in path)
+    asked = {path.split("/resolve/")[1].split("/")[0] for _, path, _ in tiny_hub.requests if "/resolve/" in path}
+    assert asked == {"v1.0", repository.commit}  # the name is looked up once; then its commit counts
     loads(cache_dir=tmp_path / "elsewhere", revision=repository.commit, local_files_only=True)
     refused(NotFoundError, "no revision 'v2'", revision="v2")
+
+
+def test_a_cached_name_is_looked_up_once_for_all_its_files(tiny_hub):
+    photo = np.zeros((80, 90, 3), np.uint8)
+    first = mh.predict(photo, TINY)
+    before = len(tiny_hub.requests)
+    assert mh.predict(photo, TINY)[0]["predictions"] == first[0]["predictions"]
+    assert 1 <= len(tiny_hub.requests) - before <= 3
+
+
+@pytest.mark.parametrize("changed_after", ["config.json", "preprocessor_config.json"])
+def test_files_of_two_commits_are_never_mixed(tiny_hub, tiny_files, tmp_path, changed_after):
+    """Somebody pushes while the files are being fetched."""
+    awake(MODELS["mobilevit"](tiny_config(1)), seed=4).save_pretrained(tmp_path)
+    newer = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    newer["preprocessor_config.json"] = tiny_files["preprocessor_config.json"].replace(b"72", b"96")
+    tiny_hub.then[changed_after] = lambda: tiny_hub.push(TINY, newer)
+    checkpoint = find_checkpoint(TINY)
+    assert checkpoint.processor_data["size"] == {"shortest_edge": 72}
+    loads(checkpoint)
+    assert not tiny_hub.then
+    again = find_checkpoint(TINY)
+    assert again.processor_data["size"] == {"shortest_edge": 96}
+    assert again.weights_file.read_bytes() == newer["model.safetensors"]
 
 
 def test_the_token_is_sent_and_never_shown(hub, tiny_files, tmp_path, capfd, caplog):
@@ -367,8 +393,8 @@ def test_missing_files_are_found_when_a_later_commit_has_them(hub, tiny_files):
     refused(NotFoundError, "no file config.json")
     without = {name: value for name, value in tiny_files.items() if name != "model.safetensors"}
     hub.add(TINY, without)
-    refused(NotFoundError, "neither model.safetensors nor pytorch_model.bin")
-    refused(NotFoundError, "neither model.safetensors nor pytorch_model.bin")
+    refused(NotFoundError, "has no model.safetensors or pytorch_model.bin")
+    refused(NotFoundError, "has no model.safetensors or pytorch_model.bin")
     hub.add(TINY, tiny_files)
     loads()
 
@@ -441,6 +467,7 @@ def folder(tmp_path_factory, tiny_files):
     return folder
 
 
+@pytest.mark.alone
 def test_predict_gives_the_softmax_of_the_model(folder):
     paths = [folder / f"{i}.png" for i in range(3)]
     results = mh.predict(paths, folder / "model", top_k=7)
@@ -579,6 +606,7 @@ def test_framework_and_task_choose_the_class(folder):
 # --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 def test_trainer_saves_folders_that_load(tmp_path):
     generator = torch.Generator().manual_seed(0)
     data = [{"pixel_values": torch.rand(3, 32, 32, generator=generator), "labels": i % 7} for i in range(8)]

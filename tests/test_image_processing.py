@@ -11,7 +11,7 @@ from transformers import AutoImageProcessor
 from transformers.models.mobilevit.image_processing_pil_mobilevit import MobileViTImageProcessorPil
 
 from mobilevit_hub.errors import ConfigError, ImageError, InputError, MobileViTHubWarning
-from mobilevit_hub.image_processing import MobileViTImageProcessor, processor_for, processor_from_dict
+from mobilevit_hub.images.processor import MobileViTImageProcessor, processor_for, processor_from_dict
 
 
 def legacy(size, crop):

@@ -32,7 +32,7 @@ from pictures import (
 from PIL import ExifTags, Image, ImageFile, ImageOps, features
 
 from mobilevit_hub.errors import ImageError, InputError
-from mobilevit_hub.images import load_image
+from mobilevit_hub.images.loading import load_image
 
 LOSSLESS = {"PNG": {}, "BMP": {}, "PPM": {}, "TIFF": {}, "WEBP": {"lossless": True}}
 
@@ -92,7 +92,7 @@ def test_the_result_is_a_copy_without_metadata():  # IMG-38
 
 def test_reading_needs_neither_torch_nor_transformers():
     code = (
-        "import sys, numpy; from mobilevit_hub.images import load_image;"
+        "import sys, numpy; from mobilevit_hub.images.loading import load_image;"
         "load_image(numpy.zeros((2, 2, 3), 'uint8'));"
         "sys.exit(bool({'torch', 'transformers', 'tensorflow'} & set(sys.modules)))"
     )

@@ -14,10 +14,11 @@ from networks import MODELS, images, logits, tiny, tiny_config, to_torch
 from torch import nn
 
 import mobilevit_hub as mh
-from mobilevit_hub.configuration import config_from_dict
 from mobilevit_hub.errors import InputError
-from mobilevit_hub.pt import folded, inference, kernels
-from mobilevit_hub.pt.inference import InferenceModel
+from mobilevit_hub.network.configuration import config_from_dict
+from mobilevit_hub.pt.inference import folded, kernels
+from mobilevit_hub.pt.inference import model as inference
+from mobilevit_hub.pt.inference.model import InferenceModel
 from mobilevit_hub.pt.mobilevit import TransformerLayer
 
 pytestmark = pytest.mark.torch
@@ -168,7 +169,7 @@ def test_a_forked_process_has_threads_of_its_own():
         "    os._exit(0 if torch.equal(model(pixels).logits, expected) else 1)\n"
         "raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
     )
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=600)
 
 
 @pytest.mark.parametrize("compile", [None, False])

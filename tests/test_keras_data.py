@@ -7,10 +7,10 @@ import pytest
 from keras_networks import QUIET
 from shapes import CLASSES, TRAIN_COUNT, VALIDATION_COUNT, save_shapes
 
-from mobilevit_hub.data import open_images
+from mobilevit_hub.data.labelled import open_images
 from mobilevit_hub.errors import ConfigError, InputError, MobileViTHubWarning, NotFoundError
-from mobilevit_hub.image_processing import processor_for
-from mobilevit_hub.recipes import get_recipe
+from mobilevit_hub.images.processor import processor_for
+from mobilevit_hub.recipes.recipe import get_recipe
 from mobilevit_hub.tf import image_dataset
 
 pytestmark = [pytest.mark.tf, QUIET]
@@ -30,6 +30,7 @@ def arrays(dataset):
     return np.concatenate(pixels), np.concatenate(labels)
 
 
+@pytest.mark.alone
 def test_validation_photos_are_what_the_processor_makes(photos):
     images = open_images(photos, "validation")
     expected = PROCESSOR([images[i] for i in range(len(images))], data_format="channels_last", return_tensors="np")
@@ -48,7 +49,7 @@ def test_training_batches_are_those_of_the_pytorch_command(photos, tmp_path, cha
     import transformers
     from networks import tiny
 
-    from mobilevit_hub.pt.trainer import RecipeTrainer, TrainingImages
+    from mobilevit_hub.pt.training.trainer import RecipeTrainer, TrainingImages
 
     recipe, images = get_recipe(batch_size=16, epochs=2, image_size=48, seed=3, **changes), open_images(photos)
     processor = processor_for(54, 48, "bicubic", "bgr")

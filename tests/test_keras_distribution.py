@@ -22,15 +22,15 @@ from keras_networks import (
 )
 from shapes import CLASSES, save_shapes
 
+from mobilevit_hub.checkpoints.tensors import read_tensors
 from mobilevit_hub.errors import InputError
-from mobilevit_hub.image_processing import processor_for
-from mobilevit_hub.recipes import get_recipe
-from mobilevit_hub.tensors import read_tensors
+from mobilevit_hub.images.processor import processor_for
+from mobilevit_hub.recipes.recipe import get_recipe
 from mobilevit_hub.tf import image_dataset
 from mobilevit_hub.tf.layers import BatchNormalization
-from mobilevit_hub.tf.pretrained import to_checkpoint
-from mobilevit_hub.tf.training import AdamW
-from mobilevit_hub.training import train
+from mobilevit_hub.tf.training.optimizer import AdamW
+from mobilevit_hub.tf.weights import to_checkpoint
+from mobilevit_hub.training.run import train
 
 tf = pytest.importorskip("tensorflow", reason="distributes with TensorFlow")
 pytestmark = [pytest.mark.tf, QUIET]
@@ -38,6 +38,7 @@ pytestmark = [pytest.mark.tf, QUIET]
 CLASSIFIER = CLASSIFIERS[2]
 DROPOUTS = dict.fromkeys(("attn_dropout", "ffn_dropout", "classifier_dropout_prob"), 0.0)
 BATCH, STEPS = 8, 3
+TORCH = ("torch", "torchvision")  # which the processes need not spend seconds on
 TWO_CPUS = """
 import sys
 import tensorflow as tf
@@ -48,7 +49,9 @@ test.on_two_devices(*sys.argv[1:])
 """
 COMMAND = """
 import sys
-from mobilevit_hub.cli import main
+import tensorflow as tf
+tf.config.run_functions_eagerly(sys.argv.pop() == "eagerly")
+from mobilevit_hub.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -122,9 +125,11 @@ def on_two_devices(folder, photos, output):
         one, two = strategy.experimental_local_results(weight.variable.value)
         np.testing.assert_array_equal(one.numpy(), two.numpy(), err_msg=weight.name)
     model.save_pretrained(output)
+    tf.config.run_functions_eagerly(True)  # what follows is done once, which no graph is worth
     pixels, labels = arrays()
     scores = model.evaluate(pixels[:11], labels[:11], batch_size=4, verbose=0, return_dict=True)
     logits = model.predict(pixels[:11], batch_size=4, verbose=0)
+    tf.config.run_functions_eagerly(False)
 
     batch = next(
         iter(strategy.experimental_distribute_dataset(tf.data.Dataset.from_tensors(uneven()).unbatch().batch(5)))
@@ -137,6 +142,7 @@ def on_two_devices(folder, photos, output):
         variance=numpy(layer.moving_variance + 0), count=numpy(layer.num_batches_tracked + 0),
         updates=clipped_updates(strategy),
     )  # fmt: skip
+    tf.config.run_functions_eagerly(True)
     with strategy.scope():
         by_command(folder, photos, output / "command", BATCH)
 
@@ -194,15 +200,33 @@ def photos(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def mirrored(photos, tmp_path_factory):
-    """What two devices found, their folder, the model of one device and its losses, where both started."""
+def start(tmp_path_factory):
+    """Where all training starts."""
     folder = tiny_folder(tmp_path_factory.mktemp("start"), 2, num_labels=None, id2label=dict(enumerate(CLASSES)),
                          **DROPOUTS)  # fmt: skip
     processor_for(36, 32, "bilinear", "rgb").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one(start, photos, tmp_path_factory):
+    """Folder and log of the command on one device, with the doubled batch."""
+    folder = tmp_path_factory.mktemp("one")
+    tf.config.run_functions_eagerly(True)
+    log = by_command(start, photos, folder, 2 * BATCH)
+    tf.config.run_functions_eagerly(False)
+    return folder, log
+
+
+@pytest.fixture(scope="module")
+def mirrored(start, photos, tmp_path_factory):
+    """What two devices found, their folder, the model of one device and its losses, where both started."""
+    folder = start
     output = tmp_path_factory.mktemp("mirrored")
     with ThreadPoolExecutor() as pool:
-        child = pool.submit(fresh_process, TWO_CPUS, folder, photos, output, CUDA_VISIBLE_DEVICES="")
+        child = pool.submit(fresh_process, TWO_CPUS, folder, photos, output, hide=TORCH, CUDA_VISIBLE_DEVICES="")
         model = whole_network(folder)
+        model.run_eagerly = True
         losses = fit(model, photos)
         child.result()
     return np.load(output / "found.npz"), output, model, losses, folder
@@ -233,14 +257,13 @@ def test_gradients_of_two_devices_are_clipped_together(mirrored):
     np.testing.assert_allclose(expected, numpy(variable + 0), rtol=1e-5, atol=1e-7)
 
 
-def test_the_command_on_two_devices_is_that_of_one_with_the_doubled_batch(mirrored, photos, tmp_path):
+def test_the_command_on_two_devices_is_that_of_one_with_the_doubled_batch(mirrored, one, photos):
     _, output, _, _, folder = mirrored
-    one = by_command(folder, photos, tmp_path / "one", 2 * BATCH)
     two = json.loads((output / "command" / "training_log.json").read_text())
-    assert two["machine"].startswith("2 × ") and two["steps"] == one["steps"] == STEPS
-    losses = [[record["loss"] for record in log["history"] if "loss" in record] for log in (two, one)]
+    assert two["machine"].startswith("2 × ") and two["steps"] == one[1]["steps"] == STEPS
+    losses = [[record["loss"] for record in log["history"] if "loss" in record] for log in (two, one[1])]
     np.testing.assert_allclose(losses[0], losses[1], rtol=2e-3)
-    assert_trained_alike(*(tensors(path) for path in (folder, output / "command", tmp_path / "one")))
+    assert_trained_alike(*(tensors(path) for path in (folder, output / "command", one[0])))
     shutil.rmtree(output / "command" / "checkpoints" / f"checkpoint-{STEPS}")
     with pytest.raises(InputError, match="was started on 2 devices and here are 1"):
         by_command(folder, photos, output / "command", BATCH, resume=True)
@@ -268,31 +291,26 @@ def test_uneven_parts_are_normalised_together(mirrored):
     assert found["count"] == 1
 
 
-def test_two_processes_train_as_one_with_the_doubled_batch(photos, tmp_path):
-    folder = tiny_folder(tmp_path / "start", 2, num_labels=None, id2label=dict(enumerate(CLASSES)), **DROPOUTS)
-    processor_for(36, 32, "bilinear", "rgb").save_pretrained(folder)
+@pytest.mark.parametrize("how", ["eagerly", pytest.param("in a graph", marks=pytest.mark.slow)])
+def test_two_processes_train_as_one_with_the_doubled_batch(start, one, photos, tmp_path, how):
     addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
-
-    def train(output, batch_size, **environment):
-        options = {"model": folder, "output": tmp_path / output, "framework": "tf", "epochs": 1, "image-size": 32,
-                   "batch-size": batch_size, "warmup-epochs": 0, "learning-rate": 1e-4, "save-steps": 1}  # fmt: skip
-        flags = [text for name, value in options.items() for text in (f"--{name}", value)]
-        return fresh_process(
-            COMMAND, "train", photos, *flags, "--json", "--quiet", CUDA_VISIBLE_DEVICES="", **environment
-        ).stdout
+    options = {"model": start, "output": tmp_path / "two", "framework": "tf", "epochs": 1, "image-size": 32,
+               "batch-size": BATCH, "warmup-epochs": 0, "learning-rate": 1e-4, "clip-norm": 0.05, "ema-momentum": 0.3,
+               "save-steps": 1}  # fmt: skip
+    flags = [text for name, value in options.items() for text in (f"--{name}", value)]
 
     def worker(index):
-        task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
-        return train("two", BATCH, TF_CONFIG=json.dumps(task))
+        task = json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}})
+        words = ("train", photos, *flags, "--json", "--quiet", how)
+        return fresh_process(COMMAND, *words, hide=TORCH, CUDA_VISIBLE_DEVICES="", TF_CONFIG=task).stdout
 
     with ThreadPoolExecutor() as pool:
         printed = list(pool.map(worker, range(2)))
-    train("one", 2 * BATCH)
     assert json.loads(printed[0])["machine"].startswith("2 × ") and printed[1] == ""
-    logs = [json.loads((tmp_path / name / "training_log.json").read_text()) for name in ("two", "one")]
+    logs = [json.loads((tmp_path / "two" / "training_log.json").read_text()), one[1]]
     losses = [[record["loss"] for record in log["history"] if "loss" in record] for log in logs]
     assert len(losses[1]) == STEPS and max(losses[1]) > 1.05 * min(losses[1])
     np.testing.assert_allclose(losses[0], losses[1], rtol=2e-3)
     assert losses[0][0] == pytest.approx(losses[1][0], rel=2e-5)
     assert logs[0]["top1"] == logs[1]["top1"]
-    assert_trained_alike(*(tensors(path) for path in (folder, tmp_path / "two", tmp_path / "one")))
+    assert_trained_alike(*(tensors(path) for path in (start, tmp_path / "two", one[0])))

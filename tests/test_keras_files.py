@@ -21,15 +21,9 @@ from keras_networks import (
     tiny_folder,
 )
 
-from mobilevit_hub.errors import (
-    CheckpointError,
-    ConfigError,
-    MobileViTHubWarning,
-    NotFoundError,
-    SaveError,
-)
-from mobilevit_hub.presets import list_presets
-from mobilevit_hub.tensors import read_tensors, to_safetensors
+from mobilevit_hub.checkpoints.tensors import read_tensors, to_safetensors
+from mobilevit_hub.errors import CheckpointError, ConfigError, MobileViTHubWarning, NotFoundError, SaveError
+from mobilevit_hub.hub.presets import list_presets
 
 pytestmark = [pytest.mark.tf, QUIET]
 
@@ -39,6 +33,7 @@ pytestmark = [pytest.mark.tf, QUIET]
 # --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 @VERSIONS
 def test_a_folder_brings_back_every_weight(version, tmp_path):
     model = tiny(version)
@@ -52,23 +47,6 @@ def test_a_folder_brings_back_every_weight(version, tmp_path):
     again.save_pretrained(tmp_path / "two")
     for name in ("config.json", "model.safetensors"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-
-
-@pytest.mark.parity
-@VERSIONS
-def test_both_twins_write_the_same_bytes(version, tmp_path):
-    """Weights, config and the id that ties them together."""
-    folder = tiny_folder(
-        tmp_path / "first", version, hidden_dropout_prob=0.05, id2label={0: "cat", 1: "dög"}, num_labels=None
-    )
-    CLASSIFIERS[version].from_pretrained(folder).save_pretrained(tmp_path / "keras")
-    pytorch_class(version).from_pretrained(folder).save_pretrained(tmp_path / "torch")
-    for name in ("model.safetensors", "config.json"):
-        assert (tmp_path / "keras" / name).read_bytes() == (tmp_path / "torch" / name).read_bytes(), name
-    tensors, metadata = read_tensors(tmp_path / "keras" / "model.safetensors")
-    first, _ = read_tensors(folder / "model.safetensors")
-    assert metadata["format"] == "pt" and tensors.keys() == first.keys()
-    assert all(np.array_equal(tensors[name], first[name]) for name in first)
 
 
 @pytest.mark.parity
@@ -105,6 +83,7 @@ def test_what_keras_writes_opens_in_pytorch_and_in_stock_transformers_and_back(v
         assert same_values(CLASSIFIERS[version].from_pretrained(tmp_path / name), model)
 
 
+@pytest.mark.alone
 @VERSIONS
 def test_networks_without_a_classifier_take_the_weights_that_they_need(version, tmp_path):
     folder = tiny_folder(tmp_path / "full", version)
@@ -120,6 +99,7 @@ def test_networks_without_a_classifier_take_the_weights_that_they_need(version, 
     assert same_values(again.backbone, full.backbone)
 
 
+@pytest.mark.alone
 def test_embedded_checkpoints_open_by_their_alias():
     embedded = [preset for preset in list_presets() if preset.folder and not preset.unavailable]
     for preset in embedded:

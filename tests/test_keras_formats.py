@@ -17,51 +17,91 @@ from keras_networks import (
     tiny_folder,
 )
 
+from mobilevit_hub.cli.main import main
+
 pytestmark = [pytest.mark.tf, QUIET]
 
 
-FRESH = """
+WITHOUT_TORCH = """
+import os
 import sys
-import numpy as np
+before = dict(os.environ)
+import mobilevit_hub.tf as twin
+changed = set(os.environ) ^ set(before)
 import keras
-import mobilevit_hub.tf
+import numpy as np
+from mobilevit_hub import data, presets, recipes
+from mobilevit_hub.checkpoints import loading, tensors
+from mobilevit_hub.images import processor as image_processing
 
 folder, outputs = sys.argv[1], {}
 pixels = np.load(folder + "/pixels.npy")
-for version in ("1", "2"):
+for version, cls in (("1", twin.TFMobileViTForImageClassification), ("2", twin.TFMobileViTV2ForImageClassification)):
+    model = cls.from_pretrained(f"{folder}/{version}")
+    outputs["folder" + version] = model.predict(pixels, verbose=0)
+    processor = image_processing.processor_for(288, 256, "bilinear", "bgr")
+    assert processor(np.zeros((300, 300, 3), np.uint8), return_tensors="np")["pixel_values"].shape == (1, 3, 256, 256)
+    model.save_pretrained(f"{folder}/saved{version}", processor=processor)
+
     model = keras.saving.load_model(f"{folder}/{version}.keras")
-    outputs["keras" + version] = model.predict(pixels, verbose=0)
+    outputs["keras" + version] = np.asarray(model(pixels, training=False))
     outputs["trainable" + version] = len(model.trainable_weights)
     outputs["optimizer" + version] = np.concatenate([np.ravel(v) for v in model.optimizer.variables])
     again = type(model).from_config(model.get_config())
     again.load_weights(f"{folder}/{version}.weights.h5")
     outputs["weights" + version] = np.asarray(again(pixels, training=False))
 np.savez(folder + "/outputs.npz", **outputs)
+print(sorted(changed))
 """
 
 
-def test_keras_files_open_in_a_fresh_process(tmp_path):
-    """With predictions, the state of the optimizer and what is frozen; PyTorch cannot be imported there."""
-    pixels, models = images(2, 64, 80), {}
-    np.save(tmp_path / "pixels.npy", pixels)
+@pytest.fixture(scope="module")
+def without_torch(tmp_path_factory):
+    """Models with what a process that cannot import PyTorch made of their files, its folder and what it printed."""
+    folder, pixels, models = tmp_path_factory.mktemp("files"), images(2, 64, 80), {}
+    np.save(folder / "pixels.npy", pixels)
     for version in (1, 2):
         models[version] = model = tiny(version)
+        tiny_folder(folder / str(version), version)
         model.backbone.get_layer("stage1").trainable = False
         model.compile(
             keras.optimizers.AdamW(1e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True), run_eagerly=True
         )
         model.fit(pixels, np.arange(2), verbose=0)
-        model.save(tmp_path / f"{version}.keras")
-        model.save_weights(tmp_path / f"{version}.weights.h5")
-    fresh_process(FRESH, tmp_path, hide=("torch",))
-    outputs = np.load(tmp_path / "outputs.npz")
-    for version, model in models.items():
-        expected = run(model, pixels)
-        np.testing.assert_allclose(outputs[f"keras{version}"], expected, rtol=1e-4, atol=1e-5)
-        np.testing.assert_array_equal(outputs[f"weights{version}"], expected)
-        assert outputs[f"trainable{version}"] == len(model.trainable_weights) < len(tiny(version).trainable_weights)
-        state = np.concatenate([np.ravel(numpy(v + 0)) for v in model.optimizer.variables])
-        np.testing.assert_array_equal(outputs[f"optimizer{version}"], state)
+        model.save(folder / f"{version}.keras")
+        model.save_weights(folder / f"{version}.weights.h5")
+    done = fresh_process(WITHOUT_TORCH, folder, hide=("torch", "torchvision"))
+    return models, np.load(folder / "outputs.npz"), folder, done
+
+
+@VERSIONS
+def test_keras_files_open_in_a_fresh_process(version, without_torch):
+    """With predictions, the state of the optimizer and what is frozen; PyTorch cannot be imported there."""
+    models, outputs, folder, _ = without_torch
+    model = models[version]
+    expected = run(model, np.load(folder / "pixels.npy"))
+    np.testing.assert_allclose(outputs[f"keras{version}"], expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(outputs[f"weights{version}"], expected)
+    assert outputs[f"trainable{version}"] == len(model.trainable_weights) < len(tiny(version).trainable_weights)
+    state = np.concatenate([np.ravel(numpy(v + 0)) for v in model.optimizer.variables])
+    np.testing.assert_array_equal(outputs[f"optimizer{version}"], state)
+
+
+@VERSIONS
+def test_keras_needs_no_pytorch(version, without_torch):
+    """Loading, predicting, preparing images and saving."""
+    _, outputs, folder, done = without_torch
+    assert "PyTorch was not found" not in done.stderr + done.stdout
+    model = CLASSIFIERS[version].from_pretrained(folder / f"saved{version}")
+    pixels = np.load(folder / "pixels.npy")
+    np.testing.assert_allclose(outputs[f"folder{version}"], run(model, pixels), rtol=1e-4, atol=1e-5)
+    assert same_values(model, CLASSIFIERS[version].from_pretrained(folder / str(version)))
+
+
+def test_importing_the_twin_says_nothing_and_leaves_the_environment_alone(without_torch):
+    done = without_torch[-1]
+    assert "PyTorch" not in done.stderr
+    assert "TRANSFORMERS_NO_ADVISORY_WARNINGS" not in done.stdout
 
 
 @pytest.mark.filterwarnings("ignore:Skipping nested container")
@@ -83,39 +123,17 @@ def test_a_saved_model_for_any_size(version, tmp_path):
         np.testing.assert_allclose(exported.serve(pixels).numpy(), run(model, pixels), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.alone
+def test_the_command_writes_a_keras_file_and_takes_it_back(tmp_path):
+    folder = tiny_folder(tmp_path / "folder", 2)
+    assert main(["convert", str(folder), str(tmp_path / "m.keras"), "--no-verify"]) == 0
+    assert main(["convert", str(tmp_path / "m.keras"), str(tmp_path / "back"), "--no-verify"]) == 0
+    assert same_values(*(CLASSIFIERS[2].from_pretrained(path) for path in (folder, tmp_path / "back")))
+
+
 # --------------------------------------------------------------------------------------------------
 # One framework without the other
 # --------------------------------------------------------------------------------------------------
-
-WITHOUT_TORCH = """
-import sys
-import numpy as np
-import mobilevit_hub.tf as twin
-from mobilevit_hub import checkpoints, configuration, data, image_processing, images, presets, recipes, runtimes, tensors
-
-folder = sys.argv[1]
-for version, cls in (("1", twin.TFMobileViTForImageClassification), ("2", twin.TFMobileViTV2ForImageClassification)):
-    model = cls.from_pretrained(f"{folder}/{version}")
-    np.save(f"{folder}/{version}.npy", model.predict(np.load(folder + "/pixels.npy"), verbose=0))
-    processor = image_processing.processor_for(288, 256, "bilinear", "bgr")
-    assert processor(np.zeros((300, 300, 3), np.uint8), return_tensors="np")["pixel_values"].shape == (1, 3, 256, 256)
-    model.save_pretrained(f"{folder}/saved{version}", processor=processor)
-"""
-
-
-def test_keras_needs_no_pytorch(tmp_path):
-    """Loading, predicting, preparing images and saving."""
-    pixels = images(2, 64, 64)
-    np.save(tmp_path / "pixels.npy", pixels)
-    for version in (1, 2):
-        tiny_folder(tmp_path / str(version), version)
-    done = fresh_process(WITHOUT_TORCH, tmp_path, hide=("torch", "torchvision"))
-    assert "PyTorch was not found" not in done.stderr + done.stdout
-    for version in (1, 2):
-        model = CLASSIFIERS[version].from_pretrained(tmp_path / f"saved{version}")
-        np.testing.assert_allclose(np.load(tmp_path / f"{version}.npy"), run(model, pixels), rtol=1e-4, atol=1e-5)
-        assert same_values(model, CLASSIFIERS[version].from_pretrained(tmp_path / str(version)))
-
 
 WITHOUT_KERAS = """
 import sys
@@ -149,10 +167,3 @@ def test_keras_without_its_backend_is_explained():
     """
     printed = fresh_process(code, hide=("tensorflow",), KERAS_BACKEND="tensorflow").stdout
     assert "needs tensorflow, the backend that Keras is set to" in printed and "mobilevit_hub[tf]" in printed
-
-
-def test_importing_the_twin_says_nothing_and_leaves_the_environment_alone():
-    code = "import os; before = dict(os.environ); import mobilevit_hub.tf; print(set(os.environ) ^ set(before))"
-    done = fresh_process(code, hide=("torch",))
-    assert "PyTorch" not in done.stderr
-    assert "TRANSFORMERS_NO_ADVISORY_WARNINGS" not in done.stdout

@@ -9,7 +9,6 @@ import reference
 from keras_networks import (
     BACKBONES,
     CLASSIFIERS,
-    MODELS,
     QUIET,
     SMALLEST,
     STAGES,
@@ -232,22 +231,6 @@ def test_pytorch_and_keras_agree_on_the_same_folder(network):
         assert reference.figure(value, expected[name]) < 1e-4, name
 
 
-@pytest.mark.parity
-@VERSIONS
-def test_the_comparison_sees_one_changed_weight(version, tmp_path):
-    """One value, of a statistic, a bias or a kernel, that is off by a tenth of the tensor's largest."""
-    folder, pixels = tiny_folder(tmp_path / "first", version), images(2, 101, 77)
-    expected = pytorch_run(pytorch_class(version).from_pretrained(folder), pixels).logits
-    for ending in ("conv_stem.normalization.running_mean", "conv_projection.normalization.weight", "classifier.weight"):
-        model = CLASSIFIERS[version].from_pretrained(folder)
-        assert reference.figure(run(model, pixels), expected) < 1e-4
-        variable = next(w.variable for name, w in model.named_weights().items() if name.endswith(ending))
-        values = numpy(variable + 0)
-        values.flat[0] += 0.1 * np.abs(values).max()
-        variable.assign(values)
-        assert reference.figure(run(model, pixels), expected) > 1e-3, ending
-
-
 FIELDS = [
     {},
     {"output_stride": 8},
@@ -288,17 +271,6 @@ def test_every_knob_means_the_same_in_both_twins(version, fields, tmp_path):
         expected = pytorch_run(twin_maps, pixels).feature_maps
         for name, value, other in zip(STAGES, run(maps, pixels).values(), expected, strict=True):
             assert reference.figure(channels_first(value), other) < 1e-4, name
-
-
-@pytest.mark.parity
-@VERSIONS
-def test_the_network_without_a_classifier_agrees_as_well(version, tmp_path):
-    pixels = images(2, 96, 80)
-    ours = run(MODELS[version].from_pretrained(tiny_folder(tmp_path, version)), pixels)
-    theirs = pytorch_run(pytorch_class(version, "Model").from_pretrained(tmp_path), pixels)
-    assert list(ours) == ["last_hidden_state", "pooler_output"]
-    assert reference.figure(channels_first(ours["last_hidden_state"]), theirs.last_hidden_state) < 1e-4
-    assert reference.figure(ours["pooler_output"], theirs.pooler_output) < 1e-4
 
 
 TORCH_BACKEND = """

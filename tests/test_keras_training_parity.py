@@ -14,18 +14,20 @@ from keras_networks import (
     QUIET,
     SMALLEST,
     VERSIONS,
+    check_same_step,
     images,
     keras,
     layers,
     numpy,
     reference_folder,
+    statistics,
     tiny_config,
     tiny_folder,
 )
 
-from mobilevit_hub.configuration import config_from_dict
+from mobilevit_hub.network.configuration import config_from_dict
 from mobilevit_hub.tf.layers import BatchNormalization
-from mobilevit_hub.tf.pretrained import to_checkpoint
+from mobilevit_hub.tf.weights import to_checkpoint
 
 tf = pytest.importorskip("tensorflow", reason="gradients are taken with TensorFlow")
 pytestmark = [pytest.mark.tf, QUIET]
@@ -52,10 +54,6 @@ def keras_step(model, pixels, labels):
     return float(loss), numpy(logits), {w.name: to_checkpoint(numpy(g), w.kind) for w, g in pairs}
 
 
-def statistics(model):
-    return {n: numpy(w.variable + 0) for n, w in model.named_weights().items() if not w.variable.trainable}
-
-
 def pytorch_twin(version, folder):
     from mobilevit_hub import pt
 
@@ -67,17 +65,6 @@ def to_torch(pixels, labels):
     import torch
 
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))), torch.from_numpy(labels)
-
-
-def worst(ours, theirs):
-    """The largest relative difference of two gradients; one that is nearly zero counts against 1 % of the mean.
-
-    The gradient of version 1's key bias is exactly zero, and rounding in both.
-    """
-    assert ours.keys() == theirs.keys()
-    norms = {name: np.linalg.norm(value) for name, value in theirs.items()}
-    floor = 0.01 * np.mean(list(norms.values()))
-    return max((np.linalg.norm(ours[n] - theirs[n]) / (norms[n] + floor), n) for n in ours)
 
 
 def one_step_of_each(version, folder, size):
@@ -96,42 +83,21 @@ def one_step_of_each(version, folder, size):
     )  # fmt: skip
 
 
-def check_equal(ours, theirs):
-    gradients, buffers = zip(ours, theirs, strict=True)
-    value, name = worst(*gradients)
-    assert value < 1e-3, (name, value)
-    assert buffers[0].keys() == buffers[1].keys()
-    for name in buffers[0]:
-        np.testing.assert_allclose(buffers[0][name], buffers[1][name], rtol=1e-5, atol=1e-5, err_msg=name)
-
-
-@pytest.mark.parity
-@VERSIONS
-@pytest.mark.parametrize("size", [(64, 64), (72, 104)])
-def test_gradients_and_statistics_are_pytorchs(version, size, tmp_path):
-    _, ours, theirs = one_step_of_each(version, tiny_folder(tmp_path, version), size)
-    check_equal(ours, theirs)
-
-
 @pytest.mark.parity
 @VERSIONS
 def test_gradients_and_statistics_are_pytorchs_in_a_published_network(version, tmp_path):
     _, ours, theirs = one_step_of_each(version, reference_folder(tmp_path, SMALLEST[version]), (96, 64))
-    check_equal(ours, theirs)
+    check_same_step(ours, theirs)
 
 
 @pytest.mark.parity
-def test_the_comparison_sees_a_wrong_gradient_and_a_wrong_statistic(tmp_path, monkeypatch):
-    """Keras' own rule for the running variance, and one gradient that is 1 % too large."""
-    _, ours, theirs = one_step_of_each(1, tiny_folder(tmp_path, 1), (64, 64))
-    for name in ("classifier.weight", "mobilevit.encoder.layer.2.transformer.layer.0.attention.attention.query.weight"):
-        with pytest.raises(AssertionError, match=name):
-            check_equal(({**ours[0], name: ours[0][name] * 1.01}, ours[1]), theirs)
+def test_the_comparison_sees_keras_own_rule_for_the_running_variance(tmp_path, monkeypatch):
+    _, _, theirs = one_step_of_each(1, tiny_folder(tmp_path, 1), (64, 64))
     monkeypatch.setattr(BatchNormalization, "call", keras.layers.BatchNormalization.call)
     _, ours, _ = one_step_of_each(1, tmp_path, (64, 64))
     counted = [{n: b for n, b in buffers.items() if not n.endswith("tracked")} for _, buffers in (ours, theirs)]
     with pytest.raises(AssertionError, match="running_var"):
-        check_equal((ours[0], counted[0]), (theirs[0], counted[1]))
+        check_same_step((ours[0], counted[0]), (theirs[0], counted[1]))
 
 
 @pytest.mark.parametrize("variant", SMALLEST.values())
@@ -150,7 +116,7 @@ def test_a_training_step_equals_apples(variant, tmp_path):
     case.check({"loss": np.array([loss]), "logits": logits, **by_apples_name})
 
 
-def losses_of_each(version, folder, size, learning_rate=1e-3, steps=20):
+def losses_of_each(version, folder, size, learning_rate=1e-3, steps=8):
     """Losses of some steps of AdamW with both twins, on the same batch."""
     import torch
 
@@ -175,9 +141,9 @@ def losses_of_each(version, folder, size, learning_rate=1e-3, steps=20):
 
 @pytest.mark.parity
 @VERSIONS
-def test_twenty_steps_of_adamw_have_the_same_losses(version, tmp_path):
+def test_steps_of_adamw_have_the_same_losses(version, tmp_path):
     ours, theirs = losses_of_each(version, tiny_folder(tmp_path, version), (64, 64))
-    assert theirs[-1] < 0.5 * theirs[0]
+    assert theirs[-1] < 0.8 * theirs[0]
     np.testing.assert_allclose(ours, theirs, rtol=1e-3)
 
 
@@ -189,7 +155,7 @@ def test_twenty_steps_of_adamw_have_the_same_losses_in_a_full_network(version, t
     keras.utils.set_random_seed(0)
     fields = {name: value for name, value in reference.config(SMALLEST[version]).items() if "label" not in name}
     CLASSIFIERS[version](config_from_dict({**fields, "num_labels": 10})).save_pretrained(tmp_path)
-    ours, theirs = losses_of_each(version, tmp_path, (128, 96), learning_rate=1e-4)
+    ours, theirs = losses_of_each(version, tmp_path, (128, 96), learning_rate=1e-4, steps=20)
     assert theirs[-1] < 0.7 * theirs[0]
     np.testing.assert_allclose(ours, theirs, rtol=1e-3)
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mobilevit_hub.data.label_maps import check_imagenet_labels, has_imagenet_labels, label_indices
 from mobilevit_hub.errors import InputError, MobileViTHubWarning
-from mobilevit_hub.label_maps import check_imagenet_labels, has_imagenet_labels, label_indices
-from mobilevit_hub.presets import imagenet_labels, imagenet_wnids
+from mobilevit_hub.hub.imagenet import imagenet_labels, imagenet_wnids
 
 LABELS = ["cat", "dog", "crane", "crane", "7", "fox"]
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from mobilevit_hub.configuration import config_from_dict
+from mobilevit_hub.network.configuration import config_from_dict
 from mobilevit_hub.pt.layers import ConvNormAct
 from mobilevit_hub.pt.mobilevit import MobileViTBlock
 from mobilevit_hub.pt.mobilevitv2 import MobileViTV2Block, TransformerLayer

@@ -7,8 +7,8 @@ import torch
 from networks import MODELS
 from torch import nn
 
-from mobilevit_hub.configuration import MobileViTConfig, MobileViTV2Config
-from mobilevit_hub.pt.muon import Muon, is_hidden_matrix, orthogonalize
+from mobilevit_hub.network.configuration import MobileViTConfig, MobileViTV2Config
+from mobilevit_hub.pt.training.muon import Muon, is_hidden_matrix, orthogonalize
 
 
 def singular_values(matrix):

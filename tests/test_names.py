@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import reference
 
-from mobilevit_hub.configuration import CONFIG_CLASSES, MobileViTConfig, MobileViTV2Config, config_from_dict
+from mobilevit_hub.checkpoints.fitting import LoadReport, fit_tensors, guess_family
 from mobilevit_hub.errors import CheckpointError
-from mobilevit_hub.fitting import LoadReport, fit_tensors, guess_family
-from mobilevit_hub.names import SCHEMES, renames, to_ours, to_theirs
-from mobilevit_hub.presets import get_preset, list_presets
-from mobilevit_hub.structure import COUNTER, tensor_shapes
+from mobilevit_hub.hub.presets import get_preset, list_presets
+from mobilevit_hub.network.configuration import CONFIG_CLASSES, MobileViTConfig, MobileViTV2Config, config_from_dict
+from mobilevit_hub.network.names import SCHEMES, renames, to_ours, to_theirs
+from mobilevit_hub.network.structure import COUNTER, tensor_shapes
 
 MANIFEST = reference.manifest()
 HEADS = json.loads(gzip.decompress((reference.FOLDER / "heads.json.gz").read_bytes()))

@@ -242,14 +242,6 @@ def test_what_is_not_an_image_is_refused(version, value, message):
         assert caught.value.field == "pixel_values" and "\n" not in str(caught.value)
 
 
-@VERSIONS
-@pytest.mark.parametrize("size", [(32, 32), (33, 47), (32, 300)])
-def test_any_size_from_32_pixels_works(version, size):
-    for output_stride in (8, 16, 32):
-        result = logits(tiny(version, output_stride=output_stride), images(1, *size).double())
-        assert result.shape == (1, 7) and torch.isfinite(result).all()
-
-
 def test_images_may_have_other_channels():
     assert logits(tiny(1, num_channels=1), torch.rand(1, 1, 64, 64, dtype=torch.float64)).shape == (1, 7)
 

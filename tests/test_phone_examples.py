@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from mobilevit_hub.cli import build_parser
+from mobilevit_hub.cli.main import build_parser
 from mobilevit_hub.errors import CheckpointError
-from mobilevit_hub.tflite_files import LABELS, RECORD, check_record
+from mobilevit_hub.tflite.files import LABELS, RECORD, check_record
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 READMES = {name: (EXAMPLES / name / "README.md").read_text("utf-8") for name in ("android", "ios")}

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 import mobilevit_hub as mh
-from mobilevit_hub import pipeline
+from mobilevit_hub.data import pipeline
+from mobilevit_hub.data.pipeline import default_workers, prepare_ahead
 from mobilevit_hub.errors import ImageError, InputError
-from mobilevit_hub.pipeline import default_workers, prepare_ahead
 
 
 @pytest.mark.parametrize("workers", [0, 1, 4])

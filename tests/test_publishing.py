@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard, constants
 from networks import MODELS, awake, tiny_config
 
 import mobilevit_hub as mh
-from mobilevit_hub.cards import checkpoint_card
+from mobilevit_hub.checkpoints.tensors import read_tensors, to_safetensors
 from mobilevit_hub.errors import (
     AccessError,
     CheckpointError,
@@ -25,8 +25,8 @@ from mobilevit_hub.errors import (
     OfflineError,
     SourceError,
 )
-from mobilevit_hub.publishing import push
-from mobilevit_hub.tensors import read_tensors, to_safetensors
+from mobilevit_hub.publishing.cards import checkpoint_card
+from mobilevit_hub.publishing.upload import push
 
 pytestmark = pytest.mark.torch
 
@@ -82,6 +82,7 @@ def refused(kind, *words, folder, repo_id="me/new", **options):
 # --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 def test_what_was_pushed_loads_by_its_name(hub, folder, capfd, caplog):
     address = push(folder, "me/new", token=WRITER)
     repository = hub.repositories["me/new"]

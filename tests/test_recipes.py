@@ -6,7 +6,8 @@ from dataclasses import asdict, fields
 import pytest
 
 from mobilevit_hub.errors import ConfigError, InputError
-from mobilevit_hub.recipes import RECIPES, RULES, Recipe, evaluation_resize, get_recipe, parse_size_schedule
+from mobilevit_hub.images.sizes import evaluation_resize
+from mobilevit_hub.recipes.recipe import RECIPES, RULES, Recipe, get_recipe, parse_size_schedule
 
 IMAGENET_PHOTOS, PAPER_BATCH = 1_281_167, 1024
 

@@ -7,7 +7,6 @@ from functools import cache
 import pytest
 import reference
 
-from mobilevit_hub.configuration import CONFIG_CLASSES, MobileViTConfig, MobileViTV2Config
 from mobilevit_hub.conversion.recognition import (
     Recognised,
     backbone_of,
@@ -19,9 +18,10 @@ from mobilevit_hub.conversion.recognition import (
     twins_of,
 )
 from mobilevit_hub.errors import CheckpointError
-from mobilevit_hub.names import renames
-from mobilevit_hub.presets import get_preset, list_presets
-from mobilevit_hub.structure import tensor_shapes
+from mobilevit_hub.hub.presets import get_preset, list_presets
+from mobilevit_hub.network.configuration import CONFIG_CLASSES, MobileViTConfig, MobileViTV2Config
+from mobilevit_hub.network.names import renames
+from mobilevit_hub.network.structure import tensor_shapes
 
 # Segmenters and detectors; `test_names.py` says where they come from.
 HEADS = json.loads(gzip.decompress((reference.FOLDER / "heads.json.gz").read_bytes()))

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from mobilevit_hub import records
 from mobilevit_hub.errors import InputError, SourceError
-from mobilevit_hub.records import Records, is_open, path_of
+from mobilevit_hub.evaluation import records
+from mobilevit_hub.evaluation.records import Records, is_open, path_of
 
 DTYPE = np.dtype([("state", "<u4"), ("label", "<i4", (1,))])
 DIGEST, OTHER = b"a" * 32, b"b" * 32

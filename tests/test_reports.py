@@ -4,7 +4,9 @@ import numpy as np
 from pictures import noise
 from PIL import Image
 
-from mobilevit_hub.reports import draw_learning_curve, draw_predictions, write_json
+from mobilevit_hub.files import write_json
+from mobilevit_hub.tasks.classification import draw_predictions
+from mobilevit_hub.training.report import draw_learning_curve
 
 
 def history(epochs=5):

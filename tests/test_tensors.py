@@ -16,8 +16,8 @@ from safetensors import safe_open
 from safetensors.numpy import save
 from safetensors.torch import save as torch_safetensors
 
-from mobilevit_hub.errors import CheckpointError, MobileViTHubError, NotFoundError, SourceError
-from mobilevit_hub.tensors import check_values, listed, read_tensors, to_safetensors
+from mobilevit_hub.checkpoints.tensors import check_values, read_tensors, to_safetensors
+from mobilevit_hub.errors import CheckpointError, MobileViTHubError, NotFoundError, SourceError, listed
 
 pytestmark = pytest.mark.torch
 

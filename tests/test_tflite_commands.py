@@ -19,10 +19,10 @@ from test_tflite_export import save_checkpoint, save_photos, save_pictures
 
 import mobilevit_hub as mh
 from mobilevit_hub import conversion
-from mobilevit_hub.cli import main
+from mobilevit_hub.cli.main import main
 from mobilevit_hub.conversion.tflite import export
 from mobilevit_hub.conversion.tflite.measurement import check_photos
-from mobilevit_hub.tflite import Model
+from mobilevit_hub.tflite.model import Model
 
 pytestmark = [pytest.mark.export, QUIET]
 PRECISIONS = ("fp32", "fp16", "int8-dynamic", "int8")

@@ -27,7 +27,7 @@ if keras.backend.backend() != "tensorflow":
 
 from test_tflite_export import save_checkpoint, save_photos, save_pictures
 
-from mobilevit_hub.cli import main
+from mobilevit_hub.cli.main import main
 from mobilevit_hub.conversion import export_all_precisions, export_tflite
 from mobilevit_hub.conversion.tflite import export
 from mobilevit_hub.errors import (
@@ -40,9 +40,9 @@ from mobilevit_hub.errors import (
     MobileViTHubWarning,
     SaveError,
 )
-from mobilevit_hub.image_processing import MobileViTImageProcessor
-from mobilevit_hub.tf import phone
-from mobilevit_hub.tflite import Model
+from mobilevit_hub.images.processor import MobileViTImageProcessor
+from mobilevit_hub.tf.inference import phone
+from mobilevit_hub.tflite.model import Model
 
 pytestmark = [pytest.mark.export, QUIET]
 
@@ -382,7 +382,7 @@ def test_the_probability_of_a_single_class_says_nothing(quick, places, monkeypat
 def test_where_tensorflow_is_not_installed(checkpoint, tmp_path):
     code = """
         import sys
-        from mobilevit_hub.cli import main
+        from mobilevit_hub.cli.main import main
         print(main(["export", sys.argv[1], sys.argv[2]]))
     """
     done = fresh_process(code, checkpoint, tmp_path / "x.tflite", hide=("tensorflow", "keras", "torch"))

@@ -28,9 +28,9 @@ from mobilevit_hub.conversion.tflite.inputs import calibration_photos, open_sour
 from mobilevit_hub.conversion.tflite.measurement import check_photos, mcnemar, wilson_interval
 from mobilevit_hub.conversion.tflite.report import report_lines
 from mobilevit_hub.errors import InputError, MobileViTHubWarning, NotFoundError
-from mobilevit_hub.image_processing import MobileViTImageProcessor, processor_for
-from mobilevit_hub.images import image_files
-from mobilevit_hub.tflite import Model
+from mobilevit_hub.images.loading import image_files
+from mobilevit_hub.images.processor import MobileViTImageProcessor, processor_for
+from mobilevit_hub.tflite.model import Model
 
 pytestmark = [pytest.mark.export, QUIET]
 PRECISIONS = ("fp32", "fp16", "int8-dynamic", "int8")

@@ -22,7 +22,7 @@ from ai_edge_litert.interpreter import Interpreter
 from mobilevit_hub.conversion.tflite.metadata import finish, labels_file
 from mobilevit_hub.conversion.tflite.quantization import quantize
 from mobilevit_hub.errors import ExportError
-from mobilevit_hub.tf.phone import convert_network
+from mobilevit_hub.tf.inference.phone import convert_network
 
 pytestmark = pytest.mark.export
 HEIGHT, WIDTH = 64, 96

@@ -25,8 +25,7 @@ from ai_edge_litert import schema_py_generated as schema
 from pictures import encode, noise, oriented, smooth
 
 import mobilevit_hub as mh
-from mobilevit_hub import tflite_files
-from mobilevit_hub.cli import main
+from mobilevit_hub.cli.main import main
 from mobilevit_hub.errors import (
     CheckpointError,
     ConfigError,
@@ -36,8 +35,9 @@ from mobilevit_hub.errors import (
     MobileViTHubWarning,
     NotFoundError,
 )
-from mobilevit_hub.image_processing import MobileViTImageProcessor, processor_for
-from mobilevit_hub.tflite import Model
+from mobilevit_hub.images.processor import MobileViTImageProcessor, processor_for
+from mobilevit_hub.tflite import files as tflite_files
+from mobilevit_hub.tflite.model import Model
 
 COUNT = 5
 LABELS = ["cat", "dog, hound", "café", "crane", "水"]
@@ -175,7 +175,7 @@ def fresh_process(code, *arguments, hide=()):
         hiding.VARIABLE: ",".join({*hide, *hiding.HIDDEN}),
     }
     command = [sys.executable, "-c", f"import hiding\n{textwrap.dedent(code)}", *map(str, arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]
     return done
 
@@ -648,7 +648,7 @@ def test_no_framework_is_loaded(tmp_path, sidecar):
     code = """
     import sys
     import mobilevit_hub as mh
-    from mobilevit_hub.cli import main
+    from mobilevit_hub.cli.main import main
 
     path, photo = sys.argv[1:]
     assert mh.tflite.Model(path)(photo) == mh.predict(photo, path)[0]["predictions"]

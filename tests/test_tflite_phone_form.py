@@ -19,8 +19,9 @@ from ai_edge_litert.interpreter import Interpreter
 from mobilevit_hub.conversion.tflite.quantization import activation_ranges, quantize
 from mobilevit_hub.conversion.tflite.rewriting import without_adjoints
 from mobilevit_hub.errors import ExportError
-from mobilevit_hub.tf import folding, inference, phone
-from mobilevit_hub.tf.phone import convert_network
+from mobilevit_hub.tf.inference import folding, phone
+from mobilevit_hub.tf.inference import model as inference
+from mobilevit_hub.tf.inference.phone import convert_network
 
 pytestmark = [pytest.mark.export, QUIET]
 BYTES, FLOATS = ("uint8", "probabilities", "bgr"), ("float32", "logits", "rgb")

@@ -21,7 +21,7 @@ from mobilevit_hub.conversion.tflite.inspection import check_form, inspect
 from mobilevit_hub.conversion.tflite.measurement import check_photos
 from mobilevit_hub.conversion.tflite.quantization import MIN_WEIGHTS, SWISH_FLOOR, activation_ranges, quantize
 from mobilevit_hub.errors import ExportError, MissingDependencyError
-from mobilevit_hub.tf.phone import convert_network
+from mobilevit_hub.tf.inference.phone import convert_network
 
 pytestmark = [pytest.mark.export, QUIET]
 SIDE = 64

@@ -18,12 +18,13 @@ from safetensors.torch import load_file
 from shapes import CLASSES, TRAIN_COUNT, VALIDATION_COUNT, save_shapes, shape
 
 import mobilevit_hub as mh
-from mobilevit_hub.data import open_images
+from mobilevit_hub.data.labelled import open_images
 from mobilevit_hub.errors import ImageError, InputError, MobileViTHubWarning, NotFoundError
-from mobilevit_hub.image_processing import processor_for
-from mobilevit_hub.pt.trainer import RecipeTrainer, TrainingImages
-from mobilevit_hub.recipes import get_recipe
-from mobilevit_hub.training import last_complete_checkpoint, starting_network, train
+from mobilevit_hub.images.processor import processor_for
+from mobilevit_hub.pt.training.trainer import RecipeTrainer, TrainingImages
+from mobilevit_hub.recipes.recipe import get_recipe
+from mobilevit_hub.recipes.run import last_complete_checkpoint
+from mobilevit_hub.training.run import starting_network, train
 
 pytestmark = pytest.mark.torch
 
@@ -79,6 +80,7 @@ def assert_equal_weights(a, b):
 # --- what is learnt and written ------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 def test_classes_are_learnt(trained):
     _, log = trained
     losses = [record["loss"] for record in log["history"] if "loss" in record]
@@ -88,6 +90,7 @@ def test_classes_are_learnt(trained):
     assert log["steps"] == 20 * TRAIN_COUNT // 16
 
 
+@pytest.mark.alone
 def test_folder_holds_everything(trained):
     output, _ = trained
     assert {path.name for path in output.iterdir()} == {
@@ -108,6 +111,7 @@ def test_folder_classifies_and_names_the_classes(trained):
     assert (processor.crop_size["height"], processor.crop_size["width"]) == (32, 32)
 
 
+@pytest.mark.alone
 def test_scores_are_those_of_the_saved_files(trained, photos):
     output, log = trained
     held_out = open_images(photos, "validation")
@@ -423,7 +427,7 @@ EVERYTHING = {"ema_momentum": 0.1, "dropout": 0.1, "mixup": 0.2, "cutmix": 1.0, 
 
 KILLED_RUN = """
 import json, os, signal, sys
-from mobilevit_hub.pt.trainer import RecipeTrainer
+from mobilevit_hub.pt.training.trainer import RecipeTrainer
 from mobilevit_hub.recipes import get_recipe
 from mobilevit_hub.training import train
 
@@ -460,7 +464,7 @@ def killed(photos, tmp_path_factory):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
     )
     assert process.returncode == -signal.SIGKILL, process.stderr
     return output
@@ -540,7 +544,7 @@ def test_two_processes_train_one_network(photos, tmp_path):
         "--model", "mobilevit-xxs", "--from-scratch", "--epochs", "6", "--batch-size", "12", "--image-size", "32",
         "--warmup-epochs", "1", "--ema-momentum", "0.3", "--json", "--quiet", "--save-steps", "5",
     ]  # fmt: skip
-    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert process.returncode == 0, process.stderr
     log = json.loads(process.stdout)
     assert log["steps"] == 6 * 48 // 24

@@ -9,7 +9,7 @@ from accelerate.data_loader import BatchSamplerShard
 from pictures import noise, smooth
 from PIL import Image, ImageOps
 
-from mobilevit_hub.transforms import (
+from mobilevit_hub.recipes.transforms import (
     RAND_AUGMENT,
     SizedBatches,
     mix_batch,

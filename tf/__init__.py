@@ -1,37 +1,13 @@
 """MobileViT and MobileViTv2 in Keras 3: the twin of `mobilevit_hub.pt`. PyTorch is not needed."""
 
 import logging
-import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 
 from mobilevit_hub.errors import MissingDependencyError, require
 
 require("keras", "tf", "mobilevit_hub.tf")
 
-
-@contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """Keeps back what native code writes to stderr, and shows it only where something fails."""
-    stderr = os.dup(2)
-    with tempfile.TemporaryFile() as kept:
-        os.dup2(kept.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            kept.seek(0)
-            os.write(stderr, kept.read())
-            raise
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
-
-
 try:
-    # TensorFlow 2.21 prints some lines while it is imported, even to those who asked it not to.
-    with _silent_stderr() if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "3" else nullcontext():
-        import keras  # noqa: F401 - which loads its backend
+    import keras  # noqa: F401 - which loads its backend
 except ModuleNotFoundError as error:
     raise MissingDependencyError(
         f"mobilevit_hub.tf needs {error.name}, the backend that Keras is set to, which is not installed. Install "

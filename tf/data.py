@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from mobilevit_hub.data import LabelledImages, open_split
+from mobilevit_hub.data.labelled import LabelledImages, open_split
 from mobilevit_hub.errors import InputError, MobileViTHubError, require
-from mobilevit_hub.image_processing import MobileViTImageProcessor
-from mobilevit_hub.recipes import RULES, Recipe
-from mobilevit_hub.runtimes import image_processor
-from mobilevit_hub.transforms import SizedBatches, mix_batch, training_photo
+from mobilevit_hub.images.processor import MobileViTImageProcessor, image_processor
+from mobilevit_hub.recipes.recipe import RULES, Recipe
+from mobilevit_hub.recipes.transforms import SizedBatches, mix_batch, training_photo
 
 Batch = list[tuple[int, int, int]]
 """`(image size, index, seed)` of each photo, as `SizedBatches` yields them."""

@@ -13,8 +13,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from mobilevit_hub.architecture import make_divisible
 from mobilevit_hub.errors import InputError, MissingDependencyError
+from mobilevit_hub.network.architecture import make_divisible
 
 PACKAGE = "mobilevit_hub"
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "relu": "relu", "gelu": "gelu"}
@@ -383,3 +383,16 @@ def check_pixel_values(pixel_values: Any, expected: tuple[int | None, ...]) -> N
         )
     if shape[0] == 0:
         raise InputError("pixel_values holds no image (batch size 0).", field="pixel_values", found=shape)
+
+
+def image_input(config: Any, image_size: Any) -> Any:
+    """The symbolic input `pixel_values` `(B, H, W, C)`."""
+    sides = tuple(image_size) if isinstance(image_size, list | tuple) else (image_size, image_size)
+    known = [side for side in sides if side is not None]
+    if len(sides) != 2 or not all(type(side) is int and side >= 32 for side in known):
+        raise InputError(
+            f"image_size is {image_size!r}; expected None, a side in pixels or (height, width), at least 32 each.",
+            field="image_size",
+            found=image_size,
+        )
+    return keras.Input((*sides, config.num_channels), name="pixel_values")

@@ -11,9 +11,10 @@ from typing import Any
 import keras
 from keras import ops
 
-from mobilevit_hub.architecture import STAGE_NAMES, downsampling_rules
-from mobilevit_hub.configuration import MobileViTConfig
+from mobilevit_hub.network.architecture import downsampling_rules
+from mobilevit_hub.network.configuration import MobileViTConfig
 
+from .heads import BackboneMixin, ClassifierMixin, FeaturesMixin
 from .layers import (
     ACTIVATIONS,
     PACKAGE,
@@ -27,14 +28,8 @@ from .layers import (
     softmax,
     unfold_patches,
 )
-from .pretrained import (
-    HubModel,
-    Initializers,
-    checked_features,
-    image_input,
-    version_1_initializers,
-    with_classifier,
-)
+from .pretrained import HubModel
+from .weights import Initializers, version_1_initializers
 
 
 class SelfAttention(Block):
@@ -235,7 +230,7 @@ class TFMobileViTPreTrainedModel(HubModel):
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
-class TFMobileViTModel(TFMobileViTPreTrainedModel):
+class TFMobileViTModel(FeaturesMixin, TFMobileViTPreTrainedModel):
     """The network without a classifier: a functional Keras model.
 
     Maps `pixel_values` `(B, H, W, 3)`, floats in [0, 1] in the channel order of the checkpoint, to a
@@ -251,62 +246,26 @@ class TFMobileViTModel(TFMobileViTPreTrainedModel):
     def __init__(
         self, config: MobileViTConfig, expand_output: bool = True, image_size: Any = None, **options: Any
     ) -> None:
-        widths = config.neck_hidden_sizes
-        inputs = image_input(config, image_size)
-        conv_stem = ConvNormAct(widths[0], 3, stride=2, activation=config.hidden_act, name="stem")
-        stages = encoder_stages(config)
-        maps = [conv_stem(inputs)]
-        for stage in stages:
-            maps.append(stage(maps[-1]))
-        outputs = {"last_hidden_state": maps[-1]}
-        layers = {"conv_stem": conv_stem} | {f"encoder.layer.{i}": stage for i, stage in enumerate(stages)}
-        if expand_output:
-            conv_1x1_exp = ConvNormAct(widths[6], activation=config.hidden_act, name="conv_1x1_exp")
-            features = conv_1x1_exp(maps[-1])
-            pooled = keras.layers.GlobalAveragePooling2D(name="pooling")(features)
-            outputs = {"last_hidden_state": features, "pooler_output": pooled}
-            layers["conv_1x1_exp"] = conv_1x1_exp
-        super().__init__(inputs=inputs, outputs=outputs, **options)
-        self.feature_maps = dict(zip(STAGE_NAMES, maps, strict=True))
-        self.remember(config, layers, expand_output=expand_output, image_size=image_size)
+        super().__init__(
+            config,
+            encoder_stages(config),
+            config.neck_hidden_sizes[6],
+            expand_output=expand_output,
+            image_size=image_size,
+            **options,
+        )
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
-class TFMobileViTForImageClassification(TFMobileViTPreTrainedModel):
-    """MobileViT with a linear classifier on the pooled features; its output is `logits` `(B, num_labels)`.
+class TFMobileViTForImageClassification(ClassifierMixin, TFMobileViTPreTrainedModel):
+    """MobileViT with a linear classifier on the pooled features."""
 
-    Args:
-        config: What to build.
-        image_size: Side, or height and width, of the only size it takes; None: any size from 32 pixels.
-        options: `name` and other arguments of `keras.Model`.
-    """
-
-    def __init__(self, config: MobileViTConfig, image_size: Any = None, **options: Any) -> None:
-        backbone = TFMobileViTModel(config, image_size=image_size, name="mobilevit")
-        inputs = image_input(config, image_size)
-        pooled = keras.layers.Dropout(config.classifier_dropout_prob, name="dropout")(backbone(inputs)["pooler_output"])
-        parts, logits = with_classifier({"mobilevit": backbone}, pooled, config.num_labels)
-        super().__init__(inputs=inputs, outputs=logits, **options)
-        self.backbone = backbone
-        self.remember(config, parts, image_size=image_size)
+    base_class = TFMobileViTModel
+    dropout_field = "classifier_dropout_prob"
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
-class TFMobileViTBackbone(TFMobileViTPreTrainedModel):
-    """MobileViT as a feature extractor: a dictionary of the maps named by `out_features`.
+class TFMobileViTBackbone(BackboneMixin, TFMobileViTPreTrainedModel):
+    """MobileViT as a feature extractor: a dictionary of the maps named by `out_features`."""
 
-    Args:
-        config: What to build.
-        out_features: Names among `stem`, `stage1` … `stage5`. Default: `stage5`.
-        image_size: Side, or height and width, of the only size it takes; None: any size from 32 pixels.
-        options: `name` and other arguments of `keras.Model`.
-    """
-
-    def __init__(
-        self, config: MobileViTConfig, out_features: list[str] | None = None, image_size: Any = None, **options: Any
-    ) -> None:
-        network = TFMobileViTModel(config, expand_output=False, image_size=image_size, name="mobilevit")
-        names = checked_features(config, out_features)
-        super().__init__(inputs=network.inputs[0], outputs={n: network.feature_maps[n] for n in names}, **options)
-        self.select_features(config, names)
-        self.remember(config, {"mobilevit": network}, out_features=names, image_size=image_size)
+    base_class = TFMobileViTModel

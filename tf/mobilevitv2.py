@@ -11,10 +11,11 @@ from typing import Any
 import keras
 from keras import ops
 
-from mobilevit_hub.architecture import STAGE_NAMES, downsampling_rules
-from mobilevit_hub.configuration import MobileViTV2Config
 from mobilevit_hub.errors import InputError
+from mobilevit_hub.network.architecture import downsampling_rules
+from mobilevit_hub.network.configuration import MobileViTV2Config
 
+from .heads import BackboneMixin, ClassifierMixin, FeaturesMixin
 from .layers import (
     PACKAGE,
     Block,
@@ -27,14 +28,8 @@ from .layers import (
     softmax,
     unfold_patches,
 )
-from .pretrained import (
-    HubModel,
-    Initializers,
-    checked_features,
-    image_input,
-    version_2_initializers,
-    with_classifier,
-)
+from .pretrained import HubModel
+from .weights import Initializers, version_2_initializers
 
 
 class GroupNorm1(keras.layers.Layer):
@@ -253,7 +248,7 @@ class TFMobileViTV2PreTrainedModel(HubModel):
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
-class TFMobileViTV2Model(TFMobileViTV2PreTrainedModel):
+class TFMobileViTV2Model(FeaturesMixin, TFMobileViTV2PreTrainedModel):
     """The network without a classifier: a functional Keras model.
 
     Maps `pixel_values` `(B, H, W, 3)`, floats in [0, 1] in the channel order of the checkpoint, to a
@@ -269,57 +264,25 @@ class TFMobileViTV2Model(TFMobileViTV2PreTrainedModel):
     def __init__(
         self, config: MobileViTV2Config, expand_output: bool = True, image_size: Any = None, **options: Any
     ) -> None:
-        inputs = image_input(config, image_size)
-        conv_stem = ConvNormAct(config.stage_channels[0], 3, stride=2, activation=config.hidden_act, name="stem")
-        stages = encoder_stages(config)
-        maps = [conv_stem(inputs)]
-        for stage in stages:
-            maps.append(stage(maps[-1]))
-        outputs = {"last_hidden_state": maps[-1]}
-        layers = {"conv_stem": conv_stem} | {f"encoder.layer.{i}": stage for i, stage in enumerate(stages)}
-        if expand_output:
-            outputs["pooler_output"] = keras.layers.GlobalAveragePooling2D(name="pooling")(maps[-1])
-        super().__init__(inputs=inputs, outputs=outputs, **options)
-        self.feature_maps = dict(zip(STAGE_NAMES, maps, strict=True))
-        self.remember(config, layers, expand_output=expand_output, image_size=image_size)
+        super().__init__(
+            config,
+            encoder_stages(config),
+            None,
+            expand_output=expand_output,
+            image_size=image_size,
+            **options,
+        )
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
-class TFMobileViTV2ForImageClassification(TFMobileViTV2PreTrainedModel):
-    """MobileViTv2 with a linear classifier on the pooled features; its output is `logits` `(B, num_labels)`.
+class TFMobileViTV2ForImageClassification(ClassifierMixin, TFMobileViTV2PreTrainedModel):
+    """MobileViTv2 with a linear classifier on the pooled features."""
 
-    Args:
-        config: What to build.
-        image_size: Side, or height and width, of the only size it takes; None: any size from 32 pixels.
-        options: `name` and other arguments of `keras.Model`.
-    """
-
-    def __init__(self, config: MobileViTV2Config, image_size: Any = None, **options: Any) -> None:
-        backbone = TFMobileViTV2Model(config, image_size=image_size, name="mobilevitv2")
-        inputs = image_input(config, image_size)
-        pooled = backbone(inputs)["pooler_output"]
-        parts, logits = with_classifier({"mobilevitv2": backbone}, pooled, config.num_labels)
-        super().__init__(inputs=inputs, outputs=logits, **options)
-        self.backbone = backbone
-        self.remember(config, parts, image_size=image_size)
+    base_class = TFMobileViTV2Model
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
-class TFMobileViTV2Backbone(TFMobileViTV2PreTrainedModel):
-    """MobileViTv2 as a feature extractor: a dictionary of the maps named by `out_features`.
+class TFMobileViTV2Backbone(BackboneMixin, TFMobileViTV2PreTrainedModel):
+    """MobileViTv2 as a feature extractor: a dictionary of the maps named by `out_features`."""
 
-    Args:
-        config: What to build.
-        out_features: Names among `stem`, `stage1` … `stage5`. Default: `stage5`.
-        image_size: Side, or height and width, of the only size it takes; None: any size from 32 pixels.
-        options: `name` and other arguments of `keras.Model`.
-    """
-
-    def __init__(
-        self, config: MobileViTV2Config, out_features: list[str] | None = None, image_size: Any = None, **options: Any
-    ) -> None:
-        network = TFMobileViTV2Model(config, expand_output=False, image_size=image_size, name="mobilevitv2")
-        names = checked_features(config, out_features)
-        super().__init__(inputs=network.inputs[0], outputs={n: network.feature_maps[n] for n in names}, **options)
-        self.select_features(config, names)
-        self.remember(config, {"mobilevitv2": network}, out_features=names, image_size=image_size)
+    base_class = TFMobileViTV2Model

@@ -3,173 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import keras
 import numpy as np
 
-from mobilevit_hub.architecture import STAGE_NAMES
-from mobilevit_hub.checkpoints import check_version, head_changes, load_config, warn_of_new_head
-from mobilevit_hub.configuration import config_from_dict
-from mobilevit_hub.errors import InputError
+from mobilevit_hub.checkpoints.loading import Loading, number_type
+from mobilevit_hub.checkpoints.saving import describe_weights, save_checkpoint
 from mobilevit_hub.files import temporary_folder
-from mobilevit_hub.fitting import fit_tensors
-from mobilevit_hub.publishing import push
-from mobilevit_hub.saving import describe_weights, save_checkpoint
+from mobilevit_hub.hub.find import Checkpoint
+from mobilevit_hub.network.architecture import STAGE_NAMES
+from mobilevit_hub.network.configuration import config_from_dict
+from mobilevit_hub.publishing.upload import push
 
-from .layers import check_pixel_values, children_of
+from .layers import check_pixel_values
 from .legacy import open_checkpoint
-
-
-class Weight(NamedTuple):
-    """A Keras variable and how a checkpoint stores it."""
-
-    name: str
-    """Name in the checkpoint, which is PyTorch's."""
-    variable: Any
-    kind: str
-    """`"conv"`, `"depthwise"`, `"linear"` or `"plain"`."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its shape in the checkpoint."""
-        shape = tuple(self.variable.shape)
-        return tuple(shape[axis] for axis in LAYOUTS[self.kind][1]) or shape
-
-
-# Kind of weight -> axes that take a checkpoint's array to Keras' layout, and back.
-LAYOUTS = {
-    "conv": ((2, 3, 1, 0), (3, 2, 0, 1)),  # (O, I, kh, kw) <-> (kh, kw, I, O)
-    "depthwise": ((2, 3, 0, 1), (2, 3, 0, 1)),  # (C, 1, kh, kw) <-> (kh, kw, C, 1)
-    "linear": ((1, 0), (1, 0)),  # (out, in) <-> (in, out)
-    "plain": ((), ()),
-}
-
-
-def to_keras(array: np.ndarray, kind: str) -> np.ndarray:
-    """Turns a checkpoint's array into Keras' layout."""
-    return array.transpose(LAYOUTS[kind][0]) if LAYOUTS[kind][0] else array
-
-
-def to_checkpoint(array: np.ndarray, kind: str) -> np.ndarray:
-    """Turns a Keras array into the checkpoint's layout."""
-    return np.ascontiguousarray(array.transpose(LAYOUTS[kind][1])) if LAYOUTS[kind][1] else array
-
-
-def weights_of(layer: Any, name: str = "") -> Iterator[Weight]:
-    """All weights of a layer under the names of the checkpoints, which are the attribute names.
-
-    An attribute that Keras forbids (`output`) carries an underscore here.
-    """
-    dot = f"{name}." if name else ""
-    if isinstance(layer, keras.layers.BatchNormalization):
-        yield Weight(f"{dot}weight", layer.gamma, "plain")
-        yield Weight(f"{dot}bias", layer.beta, "plain")
-        yield Weight(f"{dot}running_mean", layer.moving_mean, "plain")
-        yield Weight(f"{dot}running_var", layer.moving_variance, "plain")
-        yield Weight(f"{dot}num_batches_tracked", layer.num_batches_tracked, "plain")
-    elif isinstance(layer, keras.layers.DepthwiseConv2D | keras.layers.Conv2D | keras.layers.Dense):
-        kinds = {keras.layers.DepthwiseConv2D: "depthwise", keras.layers.Conv2D: "conv", keras.layers.Dense: "linear"}
-        kind = next(k for cls, k in kinds.items() if isinstance(layer, cls))
-        yield Weight(f"{dot}weight", layer.kernel, kind)
-        if layer.use_bias:
-            yield Weight(f"{dot}bias", layer.bias, "plain")
-    elif hasattr(layer, "gamma"):
-        yield Weight(f"{dot}weight", layer.gamma, "plain")
-        yield Weight(f"{dot}bias", layer.beta, "plain")
-    else:
-        for attribute, child in parts_of(layer):
-            yield from weights_of(child, dot + attribute)
-
-
-def parts_of(layer: Any) -> Iterator[tuple[str, Any]]:
-    """The layers inside a layer or model, under their names in the checkpoints."""
-    return iter(layer.parts.items()) if isinstance(layer, HubModel) else children_of(layer)
-
-
-def layers_of(layer: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """All layers inside a layer or model by their names in the checkpoints, outer ones first."""
-    for attribute, child in parts_of(layer):
-        yield name + attribute, child
-        yield from layers_of(child, f"{name}{attribute}.")
-
-
-def image_input(config: Any, image_size: Any) -> Any:
-    """The symbolic input `pixel_values` `(B, H, W, C)`."""
-    sides = tuple(image_size) if isinstance(image_size, list | tuple) else (image_size, image_size)
-    known = [side for side in sides if side is not None]
-    if len(sides) != 2 or not all(type(side) is int and side >= 32 for side in known):
-        raise InputError(
-            f"image_size is {image_size!r}; expected None, a side in pixels or (height, width), at least 32 each.",
-            field="image_size",
-            found=image_size,
-        )
-    return keras.Input((*sides, config.num_channels), name="pixel_values")
-
-
-def with_classifier(parts: dict[str, Any], pooled: Any, num_labels: int) -> tuple[dict[str, Any], Any]:
-    """Adds a linear classifier, which computes in float32; without labels the features are the output.
-
-    Returns:
-        The parts of the model by their names in the checkpoints, and the output.
-    """
-    if num_labels == 0:
-        return parts, pooled
-    classifier = keras.layers.Dense(num_labels, dtype="float32", name="classifier")
-    return {**parts, "classifier": classifier}, classifier(pooled)
-
-
-@contextmanager
-def dtype_policy_scope(policy: Any) -> Iterator[None]:
-    """Makes a Keras dtype policy the global one for a while; None leaves the global one."""
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(policy or before)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)
-
-
-# --------------------------------------------------------------------------------------------------
-# Initialisation
-# --------------------------------------------------------------------------------------------------
-
-
-class Initializers(NamedTuple):
-    """How new weights are drawn: functions of the shape in the checkpoint's layout and a generator."""
-
-    conv: Any
-    linear: Any
-    conv_bias: Any
-
-
-def version_1_initializers(std: float) -> Initializers:
-    """Apple's first release: Kaiming normal by fan-out, where a depthwise fan-out counts all channels."""
-    return Initializers(
-        conv=lambda shape, rng: rng.normal(0, np.sqrt(2 / (shape[0] * shape[2] * shape[3])), shape),
-        linear=lambda shape, rng: np.clip(rng.normal(0, std, shape), -2, 2),
-        conv_bias=lambda shape, fan_in, rng: np.zeros(shape),
-    )
-
-
-def version_2_initializers() -> Initializers:
-    """Apple's later releases as they really run: uniform ±1/√fan_in, linear layers Xavier uniform."""
-    return Initializers(
-        conv=lambda shape, rng: _uniform(1 / np.sqrt(np.prod(shape[1:])), shape, rng),
-        linear=lambda shape, rng: _uniform(np.sqrt(6 / sum(shape)), shape, rng),
-        conv_bias=lambda shape, fan_in, rng: _uniform(1 / np.sqrt(fan_in), shape, rng),
-    )
-
-
-def _uniform(bound: float, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    return rng.uniform(-bound, bound, shape)
-
-
-# --------------------------------------------------------------------------------------------------
-# The base of the models
-# --------------------------------------------------------------------------------------------------
+from .weights import Initializers, Weight, dtype_policy_scope, layers_of, to_checkpoint, to_keras, weights_of
 
 
 class HubModel(keras.Model):
@@ -294,67 +144,77 @@ class HubModel(keras.Model):
     @classmethod
     def from_pretrained(
         cls,
-        name: str | os.PathLike,
+        name: str | os.PathLike | Checkpoint,
         *,
+        config: Any = None,
         num_labels: int | None = None,
         id2label: dict[int, str] | None = None,
         strict: bool = True,
         dtype: Any = None,
+        torch_dtype: Any = None,
+        attn_implementation: str | None = None,
         image_size: Any = None,
         revision: str | None = None,
         token: str | bool | None = None,
         cache_dir: str | os.PathLike | None = None,
         local_files_only: bool = False,
         out_features: list[str] | None = None,
+        out_indices: list[int] | None = None,
         **changes: Any,
     ) -> Any:
         """Loads a checkpoint by name; each of its tensors is used once and each weight is filled.
 
         Args:
-            name: An alias (`"mobilevit-s"`), a folder, or a Hub id.
+            name: An alias (`"mobilevit-s"`), a folder, a Hub id, or what `hub.find.find_checkpoint` found.
+            config: Use this config in place of the checkpoint's; it is copied, and excludes `num_labels`,
+                `id2label` and `changes`.
             num_labels: Number of classes. When it differs from the checkpoint's, the classifier is new
                 and random, which is said once; every other weight is loaded.
             id2label: Names of the classes, by index; also makes a new classifier when they differ.
             strict: When false, what does not fit is left out, and `(model, LoadReport)` is returned.
-            dtype: A Keras dtype policy such as `"mixed_bfloat16"`. Default: the global one.
+            dtype: Number type of the weights as in the PyTorch twin, or a Keras dtype policy such as
+                `"mixed_bfloat16"`. Default: the global policy.
+            torch_dtype: Older name of `dtype`.
+            attn_implementation: As in the PyTorch twin, `"sdpa"` or `"eager"`; Keras computes the same by both.
             image_size: Side, or height and width, of the only size the model takes. Default: any size.
             revision: Branch, tag or commit on the Hub.
             token: Access token of the Hub.
             cache_dir: Folder of the Hub's cache.
             local_files_only: Never use the network.
-            out_features: For a backbone: the maps to return.
+            out_features: For a backbone: the maps to return, by name.
+            out_indices: For a backbone: the maps to return, by number (0 is the stem).
             changes: Config fields to change, e.g. `output_stride=16`.
 
         Raises:
-            SourceError, ConfigError, CheckpointError: See `checkpoints.open_checkpoint` and `fit_tensors`.
+            InputError: An argument is unknown, or contradicts another.
+            SourceError, ConfigError, CheckpointError: See `checkpoints.loading.open_checkpoint` and
+                `checkpoints.fitting.fit_tensors`.
         """
-        checkpoint, own, tensors = open_checkpoint(
-            os.fspath(name), revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
-        )
-        of_head, new_head, headless = head_changes(own, tensors, num_labels, id2label)
-        changes |= of_head
-        config = load_config(checkpoint, **changes) if changes else own
-        check_version(checkpoint, config, cls)
-        arguments = {"image_size": image_size} | ({"out_features": out_features} if out_features else {})
-        with dtype_policy_scope(dtype):
-            model = cls(config, **arguments)
+        loading = Loading.read(
+            cls,
+            name,
+            config=config,
+            num_labels=num_labels,
+            id2label=id2label,
+            attn_implementation=attn_implementation,
+            changes=changes if image_size is None or config is not None else {**changes, "image_size": image_size},
+            features={"out_features": out_features, "out_indices": out_indices},
+            places={
+                "revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only
+            },
+            opener=open_checkpoint,
+        )  # fmt: skip
+        chosen = {"image_size": image_size, "out_features": out_features, "out_indices": out_indices}
+        with dtype_policy_scope(_policy(dtype, torch_dtype)):
+            model = cls(loading.config, **{name: value for name, value in chosen.items() if value is not None})
+        checkpoint = loading.checkpoint
         if checkpoint.preset is None or checkpoint.preset.folder:  # of others the record counts, not the file
             model.preprocessing = checkpoint.processor_data
         weights = model.named_weights()
-        tensors, report = fit_tensors(
-            tensors,
-            {weight.name: weight.shape for weight in weights.values()},
-            path=checkpoint.weights_file,
-            model_name=cls.__name__,
-            prefix=cls.base_model_prefix,
-            new_head=new_head,
-            strict=strict,
-        )
+        tensors, report = loading.fit({weight.name: weight.shape for weight in weights.values()}, strict=strict)
         while tensors:  # each is let go when it has been copied
             tensor_name, tensor = tensors.popitem()
             weights[tensor_name].variable.assign(to_keras(tensor, weights[tensor_name].kind))
-        if report.new_head:
-            warn_of_new_head(own, config, headless)
         return model if strict else (model, report)
 
     def save_pretrained(
@@ -409,28 +269,14 @@ class HubModel(keras.Model):
 
     def fuse(self, image_size: int | tuple[int, int] | None = None) -> Any:
         """The inference form of a classifier, several times faster than `predict`; see `inference.fuse`."""
-        from .inference import fuse
+        from .inference.model import fuse
 
         return fuse(self, image_size)
 
-    # Feature extractors ---------------------------------------------------------------------------
 
-    def select_features(self, config: Any, names: list[str]) -> None:
-        """Sets `out_features`, `out_indices`, `channels` and `strides` of a backbone."""
-        self.out_features = names
-        self.out_indices = [STAGE_NAMES.index(name) for name in names]
-        self.channels = [config.stage_channels[i] for i in self.out_indices]
-        self.strides = [config.stage_strides[i] for i in self.out_indices]
-
-
-def checked_features(config: Any, names: list[str] | None) -> list[str]:
-    """The names of feature maps in the order of the network; default: the config's, else the last one."""
-    names = list(names or getattr(config, "out_features", None) or [STAGE_NAMES[-1]])
-    unknown = [name for name in names if name not in STAGE_NAMES]
-    if unknown:
-        raise InputError(
-            f"out_features has {unknown[0]!r}; expected names from {', '.join(STAGE_NAMES)}.",
-            field="out_features",
-            found=unknown[0],
-        )
-    return sorted(names, key=STAGE_NAMES.index)
+def _policy(dtype: Any, torch_dtype: Any) -> Any:
+    """The dtype policy of a `from_pretrained`; None: the global one."""
+    is_policy = isinstance(dtype, keras.DTypePolicy) or str(dtype).startswith("mixed_")
+    if is_policy or (dtype is None and torch_dtype is None):
+        return dtype
+    return number_type(dtype, torch_dtype)

@@ -6,24 +6,25 @@ import hashlib
 import os
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mobilevit_hub import __version__
-from mobilevit_hub.architecture import PRECISIONS, TFLITE_INPUTS, TFLITE_OUTPUTS
-from mobilevit_hub.data import open_images, public_name
+from mobilevit_hub.choices import PRECISIONS, TFLITE_INPUTS, TFLITE_OUTPUTS
+from mobilevit_hub.data.labelled import open_images, public_name
 from mobilevit_hub.errors import ExportError, ImageError, InputError, MobileViTHubWarning, require
 from mobilevit_hub.files import json_bytes, sha256_of, temporary_folder, write_file, write_folder
-from mobilevit_hub.tflite import Model
+from mobilevit_hub.hub.find import Checkpoint
+from mobilevit_hub.tflite.model import Model
+from mobilevit_hub.version import __version__
 
 from .inputs import Source, calibration_photos, give_labels, open_source, open_unlabelled
-from .inspection import Inspection, check_form, inspect
-from .measurement import Comparison, Difference, Latency, check_photos, compare, difference, latency, processor_name
+from .inspection import check_form, inspect
+from .measurement import check_photos, compare, difference, latency
 from .progress import bar, step
 from .quantization import activation_ranges, quantize
+from .record import Export
 from .report import comparison_page, comparison_plot
 from .rewriting import without_adjoints
 
@@ -40,55 +41,8 @@ REASONS = {
 }
 
 
-@dataclass
-class Export:
-    """A file that was written, and what is known about it."""
-
-    path: str
-    record: dict[str, Any]
-    """What the file says about itself: input, output, preprocessing, source, calibration."""
-    inspection: Inspection
-    difference: Difference
-    """From the source, on the built-in photos."""
-    float_size: int
-    """Bytes of the float32 network."""
-    latencies: list[Latency] = field(default_factory=list)
-    comparison: Comparison | None = None
-    processor: str = field(default_factory=processor_name)
-    """What the latencies were measured on."""
-
-    @property
-    def precision(self) -> str:
-        """One of `PRECISIONS`."""
-        return str(self.record["precision"])
-
-    @property
-    def share_of_fp32(self) -> float:
-        """Its size in parts of the float32 file's."""
-        return 1.0 if self.precision == "fp32" else self.inspection.size / self.float_size
-
-    def report(self) -> dict[str, Any]:
-        """What the sidecar holds under this name."""
-        return {
-            **self.inspection.to_dict(),
-            "share_of_fp32": round(self.share_of_fp32, 4),
-            "difference": self.difference.to_dict(),
-            "latency": {"processor": self.processor, "milliseconds": [entry.to_dict() for entry in self.latencies]},
-            "comparison": None if self.comparison is None else self.comparison.to_dict(),
-        }
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON can hold it."""
-        return {"path": self.path, **self.record, "report": self.report()}
-
-
-# --------------------------------------------------------------------------------------------------
-# Public functions
-# --------------------------------------------------------------------------------------------------
-
-
 def export_tflite(
-    name: str | Path,
+    name: str | Path | Checkpoint,
     output: str | Path,
     *,
     precision: str = "fp32",
@@ -108,7 +62,7 @@ def export_tflite(
     name it is opened again from the disk, run on real photos and compared with its source.
 
     Args:
-        name: An alias, a folder, or a Hub id.
+        name: An alias, a folder, a Hub id, or what `hub.find.find_checkpoint` found.
         output: The file to write; its name ends in `.tflite`.
         precision: `"fp32"`; `"fp16"`, half the size and as accurate; `"int8-dynamic"`, a third of the size and
             faster; `"int8"`, the fastest, calibrated on photos.
@@ -145,7 +99,7 @@ def export_tflite(
 
 
 def export_all_precisions(
-    name: str | Path,
+    name: str | Path | Checkpoint,
     output: str | Path,
     *,
     resolution: int | None = None,
@@ -176,7 +130,7 @@ def export_all_precisions(
 
 
 def _make(
-    name: str | Path,
+    name: str | Path | Checkpoint,
     paths: dict[str, Path],
     resolution: int | None,
     input_type: str,
@@ -228,7 +182,7 @@ def _make(
         photos, calibrated = calibration_photos(unlabelled, str(calibration), source, input_type, progress)
 
     # Not at the top: they need what `require` asks for, and importing the package must not.
-    from mobilevit_hub.tf.phone import convert_network
+    from mobilevit_hub.tf.inference.phone import convert_network
 
     from .metadata import finish
 
@@ -270,11 +224,6 @@ def _write(files: dict[Path, bytes], overwrite: bool) -> None:
     write_folder(folder, {path.name: content for path, content in files.items()})
 
 
-# --------------------------------------------------------------------------------------------------
-# Arguments
-# --------------------------------------------------------------------------------------------------
-
-
 def _checked_output(output: str | Path) -> Path:
     path = Path(output).expanduser()
     if path.suffix != ".tflite":
@@ -291,11 +240,6 @@ def _refuse_existing(paths: list[Path]) -> None:
         raise InputError(
             f"{there[0]} is there already; pass overwrite=True (--overwrite) to replace it.", path=there[0]
         )
-
-
-# --------------------------------------------------------------------------------------------------
-# A file
-# --------------------------------------------------------------------------------------------------
 
 
 def _record(

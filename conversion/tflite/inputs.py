@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from mobilevit_hub.checkpoints import Checkpoint, find_checkpoint, load_config
-from mobilevit_hub.data import SPLIT_NAMES, open_images, public_name
+from mobilevit_hub.data.label_maps import label_indices
+from mobilevit_hub.data.labelled import SPLIT_NAMES, open_images, public_name
 from mobilevit_hub.errors import ImageError, InputError, MobileViTHubWarning, NotFoundError
-from mobilevit_hub.image_processing import MAX_EDGE, MobileViTImageProcessor
-from mobilevit_hub.images import image_files
-from mobilevit_hub.label_maps import label_indices
-from mobilevit_hub.runtimes import from_pretrained, processor_of
+from mobilevit_hub.hub.find import Checkpoint, find_checkpoint
+from mobilevit_hub.images.loading import image_files, load_image
+from mobilevit_hub.images.preparing import FILTERS, MAX_EDGE, Preprocessing, fields_of, prepare, preprocessing_from
+from mobilevit_hub.models import from_pretrained
+from mobilevit_hub.network.configuration import load_config
 
 from .progress import bar
 
@@ -52,15 +53,15 @@ class Source:
         return np.concatenate(parts)
 
     def prepare(self, photo: Any, dtype: str) -> np.ndarray:
-        """What the file gets of a photo, `(1, H, W, 3)`, by the checkpoint's own image processor."""
-        processor = MobileViTImageProcessor(
+        """What the file gets of a photo, `(1, H, W, 3)`, by the checkpoint's own image own."""
+        settings = Preprocessing(
             size=self.preprocessing["resize"],
             crop_size=self.preprocessing["crop"],
-            resample=self.preprocessing["interpolation"],
+            resample=FILTERS[self.preprocessing["interpolation"]],
             do_rescale=dtype == "float32",
             do_flip_channel_order=False,
         )
-        return processor(photo, data_format="channels_last", return_tensors="np")["pixel_values"]
+        return prepare(load_image(photo), settings, channels_last=True)[None]
 
     def pixel_values(self, pixels: np.ndarray) -> np.ndarray:
         """What the network takes, from bytes or floats in RGB."""
@@ -68,35 +69,34 @@ class Source:
         return np.ascontiguousarray(values, np.float32) / np.float32(255 if pixels.dtype == np.uint8 else 1)
 
 
-def open_source(name: str | Path, resolution: int | None, places: dict[str, Any]) -> Source:
+def open_source(name: str | Path | Checkpoint, resolution: int | None, places: dict[str, Any]) -> Source:
     """Opens a checkpoint for export at a resolution, in pixels; None: its own."""
     checkpoint = find_checkpoint(name, **places)
-    config, processor = load_config(checkpoint), processor_of(checkpoint)
+    name, config, own = checkpoint.name, load_config(checkpoint), preprocessing_from(fields_of(checkpoint))
     if config.num_channels != 3:
         raise InputError(f"{name}: takes {config.num_channels} channels; only photos, with 3, can be exported.")
     if not config.num_labels:
         raise InputError(
             f"{name}: has no classifier, so there is nothing to export; train one with: mobilevit-hub train."
         )
-    preprocessing = _preprocessing(processor, resolution)
+    preprocessing = _preprocessing(own, resolution)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of a patch alone in its map, which is no news here
-        model = from_pretrained(name, framework="tf", **places)
+        model = from_pretrained(checkpoint, framework="tf")
     labels = [str(model.config.id2label[i]) for i in range(model.config.num_labels)]
-    return Source(checkpoint, model, labels, preprocessing, processor.channel_order)
+    return Source(checkpoint, model, labels, preprocessing, own.channel_order)
 
 
-def _preprocessing(processor: MobileViTImageProcessor, resolution: int | None) -> dict[str, Any]:
+def _preprocessing(own: Preprocessing, resolution: int | None) -> dict[str, Any]:
     """The steps before the file, at a resolution; the border around the crop keeps its share."""
-    if not (processor.do_resize and processor.do_rescale) or abs(processor.rescale_factor * 255 - 1) > 1e-6:
+    if not (own.do_resize and own.do_rescale) or abs(own.rescale_factor * 255 - 1) > 1e-6:
         raise InputError(
             "Only checkpoints whose photos are resized and scaled to [0, 1] can be exported.",
             field="preprocessor",
         )
-    resize = {key: int(value) for key, value in dict(processor.size).items() if value is not None}
+    resize, crop = dict(own.size), dict(own.crop_size)
     side = resize.get("shortest_edge")
-    crop = {key: int(processor.crop_size[key]) for key in ("height", "width")}
-    if not processor.do_center_crop:
+    if not own.do_center_crop:
         crop = {"height": side, "width": side} if side else dict(resize)
     if resolution is not None:
         if type(resolution) is not int or not 32 <= resolution <= 1024:
@@ -112,7 +112,7 @@ def _preprocessing(processor: MobileViTImageProcessor, resolution: int | None) -
                 f"{MAX_EDGE}.",
                 field="resolution",
             )
-    return {"resize": resize, "crop": crop, "interpolation": processor.interpolation}
+    return {"resize": resize, "crop": crop, "interpolation": own.interpolation}
 
 
 def calibration_photos(

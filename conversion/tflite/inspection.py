@@ -135,7 +135,7 @@ def inspect(model: bytes) -> Inspection:
 
 
 def check_form(found: Inspection) -> None:
-    """Raises `ExportError` unless a file keeps what `mobilevit_hub.tf.phone` promises of all files."""
+    """Raises `ExportError` unless a file keeps what `mobilevit_hub.tf.inference.phone` promises of all files."""
     reasons = [f"it has the operations {', '.join(found.custom)}, which are not built in"] if found.custom else []
     if refused := sorted(set(found.operations) & REFUSED):
         reasons.append(f"it has {', '.join(refused)}")

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-import mobilevit_hub
 from mobilevit_hub.errors import InputError
+from mobilevit_hub.hub.find import ASSETS
 from mobilevit_hub.metrics import mcnemar, wilson_interval
-from mobilevit_hub.tflite import Model
+from mobilevit_hub.tflite.model import Model
 
-PHOTOS = Path(str(mobilevit_hub.__file__)).with_name("assets") / "photos.jpg"
+PHOTOS = ASSETS / "photos.jpg"
 WARM_UP, CALLS, SECONDS = 3, 30, 5.0
 LOWEST = -60.0
 """Logits that a float32 softmax can still tell from minus infinity, counted from the largest one."""
@@ -25,7 +25,7 @@ LOWEST = -60.0
 
 def check_photos() -> list[np.ndarray]:
     """The 32 photos on which every export is compared with its source, `(128, 128, 3)` bytes each."""
-    from mobilevit_hub.images import load_image
+    from mobilevit_hub.images.loading import load_image
 
     sheet = np.asarray(load_image(PHOTOS))
     return [sheet[y : y + 128, x : x + 128] for y in range(0, 512, 128) for x in range(0, 1024, 128)]
@@ -70,11 +70,6 @@ def difference(outputs: np.ndarray, expected: np.ndarray, *, probabilities: bool
         agreement=float((outputs.argmax(1) == expected.argmax(1)).mean()),
         images=len(outputs),
     )
-
-
-# --------------------------------------------------------------------------------------------------
-# Latency
-# --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -133,11 +128,6 @@ def processor_name() -> str:
     import platform
 
     return platform.processor() or platform.machine()
-
-
-# --------------------------------------------------------------------------------------------------
-# Accuracy
-# --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

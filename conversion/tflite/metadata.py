@@ -15,7 +15,7 @@ import numpy as np
 
 from mobilevit_hub.errors import ExportError, require
 from mobilevit_hub.files import json_bytes
-from mobilevit_hub.tflite_files import LABELS, RECORD
+from mobilevit_hub.tflite.files import LABELS, RECORD
 
 require("ai_edge_litert", "export", "Finishing a .tflite file")
 import flatbuffers  # noqa: E402

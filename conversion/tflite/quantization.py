@@ -35,7 +35,7 @@ def quantize(model: bytes, precision: str, ranges: Ranges | None = None) -> byte
     """Quantises a float32 file.
 
     Args:
-        model: The file, as `mobilevit_hub.tf.phone.convert_network` makes it.
+        model: The file, as `mobilevit_hub.tf.inference.phone.convert_network` makes it.
         precision: `"fp16"`, weights in float16; `"int8-dynamic"`, weights in 8 bits, activations where they are
             read; `"int8"`, convolutions in 8 bits throughout.
         ranges: For `"int8"`: what `activation_ranges` returned.
@@ -103,11 +103,6 @@ def activation_ranges(model: bytes, images: Iterable[np.ndarray], *, threads: in
             for i in inputs:
                 low[i], high[i] = min(low[i], least[0]), max(high[i], least[1])
     return {details[i]["name"]: (float(low[i]), float(high[i])) for i in computed}
-
-
-# --------------------------------------------------------------------------------------------------
-# Recipes: the last rule that matches the name and the kind of an operation holds
-# --------------------------------------------------------------------------------------------------
 
 
 def _float16_recipe() -> Any:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from mobilevit_hub.cards import markdown_text
+from mobilevit_hub.figures import BLUE, GREEN, GREY, ORANGE, new_figure, png_of
+from mobilevit_hub.publishing.cards import markdown_text
 
 if TYPE_CHECKING:
-    from .export import Export
+    from .record import Export
 
 
 def report_lines(export: Export) -> list[str]:
@@ -130,8 +131,6 @@ def comparison_page(exports: list[Export]) -> bytes:
 
 def comparison_plot(exports: list[Export]) -> bytes:
     """The plot as PNG: latency against accuracy."""
-    from mobilevit_hub.reports import trade_off_plot
-
     points = [
         {
             "label": export.precision,
@@ -144,3 +143,45 @@ def comparison_plot(exports: list[Export]) -> bytes:
         for export in exports
     ]
     return trade_off_plot(points, str(exports[0].record["name"]))
+
+
+def trade_off_plot(points: list[dict[str, Any]], title: str) -> bytes:
+    """Draws latency against accuracy of several files; the area of a point is the file's size.
+
+    Args:
+        points: For each file its `label`, `megabytes`, `milliseconds`, and `top1` with its `interval`, or, where these
+            are None, `agreement` with the source; shares are fractions.
+        title: What the files are made from.
+
+    Returns:
+        A PNG.
+    """
+    figure = new_figure(7, 4.2)
+    axes = figure.add_subplot()
+    measured = all(point["top1"] is not None for point in points)
+    # fp32 and fp16 lie in one place where a processor computes both alike, so the texts part.
+    styles = ((GREY, 8), (BLUE, -26), (GREEN, 8), (ORANGE, 8))
+    for point, (color, offset) in zip(points, styles, strict=False):
+        share = 100 * (point["top1"] if measured else point["agreement"])
+        if measured:
+            low, high = (100 * bound for bound in point["interval"])
+            axes.errorbar(point["milliseconds"], share, yerr=[[share - low], [high - share]], color=color, capsize=3)
+        axes.scatter(point["milliseconds"], share, s=90 * point["megabytes"], color=color, alpha=0.75, linewidths=0)
+        axes.annotate(
+            f"{point['label']}\n{point['megabytes']:.1f} MB",
+            (point["milliseconds"], share),
+            xytext=(10, offset),
+            textcoords="offset points",
+            color=color,
+            fontsize=9,
+        )
+    axes.set_title(title, fontsize=11, parse_math=False)
+    axes.set_xlabel("milliseconds an image, 1 thread")
+    axes.set_ylabel("top-1 (%), 95 % interval" if measured else "same class on 32 built-in photos (%)")
+    if measured:
+        axes.margins(y=0.3)
+    else:
+        axes.set_ylim(0, 115)
+    axes.set_xlim(0, 1.25 * max(point["milliseconds"] for point in points))
+    axes.grid(alpha=0.25)
+    return png_of(figure)

@@ -16,7 +16,7 @@ def without_adjoints(model: bytes) -> bytes:
     something else. XNNPACK takes as long for both.
 
     Args:
-        model: A float32 file of `mobilevit_hub.tf.phone.convert_network`, before anything else is done to it.
+        model: A float32 file of `mobilevit_hub.tf.inference.phone.convert_network`, before anything else is done to it.
     """
     import flatbuffers
     from ai_edge_litert import schema_py_generated as schema

@@ -8,16 +8,26 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from .version import __version__
 
 if TYPE_CHECKING:
+    from mobilevit_hub.tf import (
+        TFMobileViTBackbone,
+        TFMobileViTForImageClassification,
+        TFMobileViTModel,
+        TFMobileViTV2Backbone,
+        TFMobileViTV2ForImageClassification,
+        TFMobileViTV2Model,
+    )
+
     from . import conversion, tflite
-    from .configuration import MobileViTConfig, MobileViTV2Config
-    from .evaluation import evaluate
-    from .image_processing import MobileViTImageProcessor
-    from .images import load_image
+    from .evaluation.run import evaluate
+    from .hub.presets import get_preset, list_presets
+    from .images.loading import load_image
+    from .images.processor import MobileViTImageProcessor, image_processor
+    from .models import from_pretrained
+    from .network.configuration import MobileViTConfig, MobileViTV2Config
     from .prediction import predict
-    from .presets import get_preset, list_presets
     from .pt import (
         MobileViTBackbone,
         MobileViTForImageClassification,
@@ -26,25 +36,16 @@ if TYPE_CHECKING:
         MobileViTV2ForImageClassification,
         MobileViTV2Model,
     )
-    from .runtimes import from_pretrained, image_processor
-    from .tf import (
-        TFMobileViTBackbone,
-        TFMobileViTForImageClassification,
-        TFMobileViTModel,
-        TFMobileViTV2Backbone,
-        TFMobileViTV2ForImageClassification,
-        TFMobileViTV2Model,
-    )
-    from .training import train
+    from .training.run import train
 
 # Public name -> module that has it.
 _MODULES = {
-    "MobileViTConfig": "configuration",
-    "MobileViTV2Config": "configuration",
-    "MobileViTImageProcessor": "image_processing",
-    "load_image": "images",
-    "get_preset": "presets",
-    "list_presets": "presets",
+    "MobileViTConfig": "network.configuration",
+    "MobileViTV2Config": "network.configuration",
+    "MobileViTImageProcessor": "images.processor",
+    "load_image": "images.loading",
+    "get_preset": "hub.presets",
+    "list_presets": "hub.presets",
     "MobileViTBackbone": "pt",
     "MobileViTForImageClassification": "pt",
     "MobileViTModel": "pt",
@@ -57,10 +58,10 @@ _MODULES = {
     "TFMobileViTV2Backbone": "tf",
     "TFMobileViTV2ForImageClassification": "tf",
     "TFMobileViTV2Model": "tf",
-    "evaluate": "evaluation",
-    "train": "training",
-    "from_pretrained": "runtimes",
-    "image_processor": "runtimes",
+    "evaluate": "evaluation.run",
+    "train": "training.run",
+    "from_pretrained": "models",
+    "image_processor": "images.processor",
     "predict": "prediction",
 }
 

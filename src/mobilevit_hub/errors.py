@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -121,3 +122,13 @@ def require(module: str, extra: str, purpose: str) -> None:
             f'{purpose} needs {module}, which is not installed. Install it with: pip install "mobilevit_hub[{extra}]".',
             field=module,
         )
+
+
+MAX_LISTED = 5
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first five names, and how many more there are."""
+    names = sorted(name if len(name) <= 200 else f"{name[:200]}…" for name in names)
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return ", ".join(names[:MAX_LISTED]) + more

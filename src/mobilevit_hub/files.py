@@ -272,3 +272,8 @@ def _remove_stale(folder: Path) -> None:
                     shutil.rmtree(leftover, ignore_errors=True)
                 else:
                     leftover.unlink()
+
+
+def write_json(path: str | Path, data: Any) -> None:
+    """Writes JSON with sorted keys, atomically."""
+    write_file(path, json_bytes(data))

@@ -11,16 +11,7 @@ from importlib import import_module
 from typing import Any
 
 from .comparison import agreement, mcnemar, wilson_interval
-from .scores import (
-    Reliability,
-    calibration_error,
-    confusion_matrix,
-    hits,
-    most_confused,
-    per_class,
-    reliability,
-    share,
-)
+from .scores import Reliability, calibration_error, confusion_matrix, hits, most_confused, per_class, reliability, share
 
 _CLASSES = ("Accuracy", "Agreement", "CalibrationError", "ConfusionMatrix", "McNemar", "PerClassAccuracy")
 

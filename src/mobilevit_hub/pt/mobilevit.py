@@ -10,25 +10,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import (
-    BackboneOutput,
-    BaseModelOutputWithPoolingAndNoAttention,
-    ImageClassifierOutputWithNoAttention,
-)
 
-from ..architecture import downsampling_rules
-from ..configuration import MobileViTConfig
+from ..network.architecture import downsampling_rules
+from ..network.configuration import MobileViTConfig
+from .heads import BackboneMixin, ClassifierMixin, Encoder, FeaturesMixin
 from .layers import (
     ACTIVATIONS,
     ConvNormAct,
     InvertedResidual,
     InvertedResidualStage,
-    check_pixel_values,
     fold_patches,
     resize_to_patch_multiple,
     unfold_patches,
 )
-from .pretrained import BackboneMixin, HubModel, init_like_version_1
+from .pretrained import HubModel, init_like_version_1
 
 
 class SelfAttention(nn.Module):
@@ -46,7 +41,9 @@ class SelfAttention(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Maps `(B·P, N, width)` to the same shape, before the output projection."""
         query, key, value = (self._split_heads(layer(tokens)) for layer in (self.query, self.key, self.value))
-        if self.config._attn_implementation == "eager":
+        # A CPU's flash kernel takes up to 8 times as long as plain products for few tokens in bfloat16.
+        slow = query.dtype == torch.bfloat16 and query.device.type == "cpu" and query.shape[2] <= 256
+        if slow or self.config._attn_implementation == "eager":
             scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
             context = self.dropout(scores.softmax(dim=-1)) @ value
         else:
@@ -173,27 +170,14 @@ class MobileViTBlock(nn.Module):
         return features
 
 
-class MobileViTEncoder(nn.Module):
+def encoder_stages(config: MobileViTConfig) -> list[nn.Module]:
     """Stages 1 to 5."""
-
-    def __init__(self, config: MobileViTConfig) -> None:
-        super().__init__()
-        channels = config.stage_channels
-        self.layer = nn.ModuleList(
-            [
-                InvertedResidualStage(config, channels[0], channels[1], stride=1, num_blocks=1),
-                InvertedResidualStage(config, channels[1], channels[2], stride=2, num_blocks=3),
-                *(MobileViTBlock(config, stage) for stage in (3, 4, 5)),
-            ]
-        )
-
-    def forward(self, features: Tensor) -> list[Tensor]:
-        """Maps the stem's `(B, C, H, W)` to the outputs of the five stages."""
-        outputs = []
-        for stage in self.layer:
-            features = stage(features)
-            outputs.append(features)
-        return outputs
+    channels = config.stage_channels
+    return [
+        InvertedResidualStage(config, channels[0], channels[1], stride=1, num_blocks=1),
+        InvertedResidualStage(config, channels[1], channels[2], stride=2, num_blocks=3),
+        *(MobileViTBlock(config, stage) for stage in (3, 4, 5)),
+    ]
 
 
 class MobileViTPreTrainedModel(HubModel):
@@ -212,7 +196,7 @@ class MobileViTPreTrainedModel(HubModel):
         init_like_version_1(module, self.config.initializer_range)
 
 
-class MobileViTModel(MobileViTPreTrainedModel):
+class MobileViTModel(FeaturesMixin, MobileViTPreTrainedModel):
     """The network without a classifier.
 
     Args:
@@ -225,100 +209,22 @@ class MobileViTModel(MobileViTPreTrainedModel):
         self.expand_output = expand_output
         widths = config.neck_hidden_sizes
         self.conv_stem = ConvNormAct(config.num_channels, widths[0], 3, stride=2, activation=config.hidden_act)
-        self.encoder = MobileViTEncoder(config)
+        self.encoder = Encoder(encoder_stages(config))
         if expand_output:
             self.conv_1x1_exp = ConvNormAct(widths[5], widths[6], activation=config.hidden_act)
         self.post_init()
 
-    def forward(
-        self,
-        pixel_values: Tensor,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> BaseModelOutputWithPoolingAndNoAttention | tuple:
-        """Computes features of images.
 
-        Args:
-            pixel_values: `(B, 3, H, W)` floats in [0, 1], channel order as the checkpoint wants it
-                (its image processor knows), at least 32 pixels per side.
-            output_hidden_states: Whether to return the outputs of the five stages. Default: config.
-            return_dict: Whether to return named fields or a tuple. Default: config.
-
-        Returns:
-            `last_hidden_state` `(B, C, h, w)`, `pooler_output` `(B, C)` (mean over h and w), and
-            `hidden_states`, the five stage outputs.
-        """
-        check_pixel_values(pixel_values, self.config.num_channels)
-        stages = self.encoder(self.conv_stem(pixel_values))
-        features, pooled = stages[-1], None
-        if self.expand_output:
-            features = self.conv_1x1_exp(features)
-            pooled = features.mean(dim=(-2, -1))
-        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        output = BaseModelOutputWithPoolingAndNoAttention(
-            last_hidden_state=features, pooler_output=pooled, hidden_states=tuple(stages) if wanted else None
-        )
-        return output if self.wants_dict(return_dict) else output.to_tuple()
-
-
-class MobileViTForImageClassification(MobileViTPreTrainedModel):
+class MobileViTForImageClassification(ClassifierMixin, MobileViTPreTrainedModel):
     """MobileViT with a linear classifier on the pooled features."""
 
+    base_class = MobileViTModel
+
     def __init__(self, config: MobileViTConfig) -> None:
-        super().__init__(config)
-        self.num_labels = config.num_labels
-        self.mobilevit = MobileViTModel(config)
-        self.dropout = nn.Dropout(config.classifier_dropout_prob)
-        self.classifier = (
-            nn.Linear(config.neck_hidden_sizes[-1], config.num_labels) if config.num_labels else nn.Identity()
-        )
-        self.post_init()
-
-    def forward(
-        self,
-        pixel_values: Tensor,
-        labels: Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> ImageClassifierOutputWithNoAttention | tuple:
-        """Scores images.
-
-        Args:
-            pixel_values: As for `MobileViTModel`.
-            labels: `(B,)` class indices; `(B, num_labels)` floats for a multi-label problem.
-            output_hidden_states: As for `MobileViTModel`.
-            return_dict: As for `MobileViTModel`.
-
-        Returns:
-            `loss` when labels were given, `logits` `(B, num_labels)`, `hidden_states`.
-        """
-        outputs = self.mobilevit(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)
-        logits = self.classifier(self.dropout(outputs.pooler_output))
-        loss = None if labels is None else self.loss_function(labels, logits, self.config)
-        output = ImageClassifierOutputWithNoAttention(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
-        return output if self.wants_dict(return_dict) else output.to_tuple()
+        super().__init__(config, config.neck_hidden_sizes[-1], config.classifier_dropout_prob)
 
 
 class MobileViTBackbone(BackboneMixin, MobileViTPreTrainedModel):
     """MobileViT as a feature extractor for detection and segmentation frameworks."""
 
-    def __init__(
-        self, config: MobileViTConfig, out_features: list[str] | None = None, out_indices: list[int] | None = None
-    ) -> None:
-        super().__init__(config)
-        self.mobilevit = MobileViTModel(config, expand_output=False)
-        self.select_features(out_features, out_indices)
-        self.post_init()
-
-    def forward(
-        self,
-        pixel_values: Tensor,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> BackboneOutput | tuple:
-        """Returns the maps named by `out_features`, `(B, channels, H / stride, W / stride)` each.
-
-        `output_attentions` is accepted for transformers' sake; attention maps are not returned.
-        """
-        return self.feature_maps(self.mobilevit, pixel_values, output_hidden_states, return_dict)
+    base_class = MobileViTModel

@@ -9,25 +9,20 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import (
-    BackboneOutput,
-    BaseModelOutputWithPoolingAndNoAttention,
-    ImageClassifierOutputWithNoAttention,
-)
 
-from ..architecture import downsampling_rules
-from ..configuration import MobileViTV2Config
 from ..errors import InputError
+from ..network.architecture import downsampling_rules
+from ..network.configuration import MobileViTV2Config
+from .heads import BackboneMixin, ClassifierMixin, Encoder, FeaturesMixin
 from .layers import (
     ConvNormAct,
     InvertedResidual,
     InvertedResidualStage,
-    check_pixel_values,
     fold_patches,
     resize_to_patch_multiple,
     unfold_patches,
 )
-from .pretrained import BackboneMixin, HubModel, init_like_version_2
+from .pretrained import HubModel, init_like_version_2
 
 
 class TokenLayerNorm(nn.LayerNorm):
@@ -181,27 +176,14 @@ class MobileViTV2Block(nn.Module):
         return F.pad(features, (0, spare_columns, 0, spare_rows)) if spare_rows or spare_columns else features
 
 
-class MobileViTV2Encoder(nn.Module):
+def encoder_stages(config: MobileViTV2Config) -> list[nn.Module]:
     """Stages 1 to 5."""
-
-    def __init__(self, config: MobileViTV2Config) -> None:
-        super().__init__()
-        channels = config.stage_channels
-        self.layer = nn.ModuleList(
-            [
-                InvertedResidualStage(config, channels[0], channels[1], stride=1, num_blocks=1),
-                InvertedResidualStage(config, channels[1], channels[2], stride=2, num_blocks=2),
-                *(MobileViTV2Block(config, stage) for stage in (3, 4, 5)),
-            ]
-        )
-
-    def forward(self, features: Tensor) -> list[Tensor]:
-        """Maps the stem's `(B, C, H, W)` to the outputs of the five stages."""
-        outputs = []
-        for stage in self.layer:
-            features = stage(features)
-            outputs.append(features)
-        return outputs
+    channels = config.stage_channels
+    return [
+        InvertedResidualStage(config, channels[0], channels[1], stride=1, num_blocks=1),
+        InvertedResidualStage(config, channels[1], channels[2], stride=2, num_blocks=2),
+        *(MobileViTV2Block(config, stage) for stage in (3, 4, 5)),
+    ]
 
 
 class MobileViTV2PreTrainedModel(HubModel):
@@ -215,7 +197,7 @@ class MobileViTV2PreTrainedModel(HubModel):
         init_like_version_2(module)
 
 
-class MobileViTV2Model(MobileViTV2PreTrainedModel):
+class MobileViTV2Model(FeaturesMixin, MobileViTV2PreTrainedModel):
     """The network without a classifier.
 
     Args:
@@ -229,95 +211,20 @@ class MobileViTV2Model(MobileViTV2PreTrainedModel):
         self.conv_stem = ConvNormAct(
             config.num_channels, config.stage_channels[0], 3, stride=2, activation=config.hidden_act
         )
-        self.encoder = MobileViTV2Encoder(config)
+        self.encoder = Encoder(encoder_stages(config))
         self.post_init()
 
-    def forward(
-        self,
-        pixel_values: Tensor,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> BaseModelOutputWithPoolingAndNoAttention | tuple:
-        """Computes features of images.
 
-        Args:
-            pixel_values: `(B, 3, H, W)` floats in [0, 1], channel order as the checkpoint wants it
-                (its image processor knows), at least 32 pixels per side.
-            output_hidden_states: Whether to return the outputs of the five stages. Default: config.
-            return_dict: Whether to return named fields or a tuple. Default: config.
-
-        Returns:
-            `last_hidden_state` `(B, C, h, w)`, `pooler_output` `(B, C)` (mean over h and w), and
-            `hidden_states`, the five stage outputs.
-        """
-        check_pixel_values(pixel_values, self.config.num_channels)
-        stages = self.encoder(self.conv_stem(pixel_values))
-        features = stages[-1]
-        pooled = features.mean(dim=(-2, -1)) if self.expand_output else None
-        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        output = BaseModelOutputWithPoolingAndNoAttention(
-            last_hidden_state=features, pooler_output=pooled, hidden_states=tuple(stages) if wanted else None
-        )
-        return output if self.wants_dict(return_dict) else output.to_tuple()
-
-
-class MobileViTV2ForImageClassification(MobileViTV2PreTrainedModel):
+class MobileViTV2ForImageClassification(ClassifierMixin, MobileViTV2PreTrainedModel):
     """MobileViTv2 with a linear classifier on the pooled features."""
 
+    base_class = MobileViTV2Model
+
     def __init__(self, config: MobileViTV2Config) -> None:
-        super().__init__(config)
-        self.num_labels = config.num_labels
-        self.mobilevitv2 = MobileViTV2Model(config)
-        self.classifier = (
-            nn.Linear(config.stage_channels[-1], config.num_labels) if config.num_labels else nn.Identity()
-        )
-        self.post_init()
-
-    def forward(
-        self,
-        pixel_values: Tensor,
-        labels: Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> ImageClassifierOutputWithNoAttention | tuple:
-        """Scores images.
-
-        Args:
-            pixel_values: As for `MobileViTV2Model`.
-            labels: `(B,)` class indices; `(B, num_labels)` floats for a multi-label problem.
-            output_hidden_states: As for `MobileViTV2Model`.
-            return_dict: As for `MobileViTV2Model`.
-
-        Returns:
-            `loss` when labels were given, `logits` `(B, num_labels)`, `hidden_states`.
-        """
-        outputs = self.mobilevitv2(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)
-        logits = self.classifier(outputs.pooler_output)
-        loss = None if labels is None else self.loss_function(labels, logits, self.config)
-        output = ImageClassifierOutputWithNoAttention(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
-        return output if self.wants_dict(return_dict) else output.to_tuple()
+        super().__init__(config, config.stage_channels[-1])
 
 
 class MobileViTV2Backbone(BackboneMixin, MobileViTV2PreTrainedModel):
     """MobileViTv2 as a feature extractor for detection and segmentation frameworks."""
 
-    def __init__(
-        self, config: MobileViTV2Config, out_features: list[str] | None = None, out_indices: list[int] | None = None
-    ) -> None:
-        super().__init__(config)
-        self.mobilevitv2 = MobileViTV2Model(config, expand_output=False)
-        self.select_features(out_features, out_indices)
-        self.post_init()
-
-    def forward(
-        self,
-        pixel_values: Tensor,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> BackboneOutput | tuple:
-        """Returns the maps named by `out_features`, `(B, channels, H / stride, W / stride)` each.
-
-        `output_attentions` is accepted for transformers' sake; attention maps are not returned.
-        """
-        return self.feature_maps(self.mobilevitv2, pixel_values, output_hidden_states, return_dict)
+    base_class = MobileViTV2Model

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import difflib
-import inspect
 import math
 import os
 from pathlib import Path
@@ -14,16 +11,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_outputs import BackboneOutput
 
-from ..architecture import STAGE_NAMES
-from ..checkpoints import check_version, head_changes, load_config, open_checkpoint, warn_of_new_head
-from ..configuration import config_from_dict
-from ..errors import ConfigError, InputError
+from ..checkpoints.loading import Loading, number_type
+from ..checkpoints.saving import describe_weights, save_checkpoint
+from ..errors import ConfigError
 from ..files import temporary_folder
-from ..fitting import fit_tensors
-from ..publishing import push
-from ..saving import describe_weights, save_checkpoint
+from ..hub.find import Checkpoint
+from ..publishing.upload import push
 
 
 class HubModel(PreTrainedModel):
@@ -39,7 +33,7 @@ class HubModel(PreTrainedModel):
             raise ConfigError(
                 f"{type(self).__name__} needs a mobilevit_hub {self.config_class.__name__}, got "
                 f"{type(config).__module__.partition('.')[0]}'s {type(config).__name__}; make one by "
-                "mobilevit_hub.configuration.config_from_dict(config.to_dict()).",
+                "mobilevit_hub.network.configuration.config_from_dict(config.to_dict()).",
                 field="config",
             )
         super().__init__(config, *arguments, **options)
@@ -51,7 +45,7 @@ class HubModel(PreTrainedModel):
     @classmethod
     def from_pretrained(  # type: ignore[override]
         cls,
-        pretrained_model_name_or_path: str | os.PathLike,
+        pretrained_model_name_or_path: str | os.PathLike | Checkpoint,
         *,
         config: Any = None,
         num_labels: int | None = None,
@@ -71,7 +65,8 @@ class HubModel(PreTrainedModel):
         """Loads a checkpoint by name; each of its tensors is used once and each weight is filled.
 
         Args:
-            pretrained_model_name_or_path: An alias (`"mobilevit-s"`), a folder, or a Hub id.
+            pretrained_model_name_or_path: An alias (`"mobilevit-s"`), a folder, a Hub id, or what
+                `hub.find.find_checkpoint` found.
             config: Use this config in place of the checkpoint's; it is copied, and excludes `num_labels`,
                 `id2label` and `changes`.
             num_labels: Number of classes. When it differs from the checkpoint's, the classifier is new
@@ -96,85 +91,38 @@ class HubModel(PreTrainedModel):
 
         Raises:
             InputError: An argument is unknown, or contradicts another.
-            SourceError, ConfigError, CheckpointError: See `checkpoints.open_checkpoint` and
-                `fitting.fit_tensors`.
+            SourceError, ConfigError, CheckpointError: See `checkpoints.loading.open_checkpoint` and
+                `checkpoints.fitting.fit_tensors`.
         """
-        cls._check_arguments(config, num_labels, id2label, attn_implementation, changes)
-        number_type = _floating_type(dtype if dtype is not None else torch_dtype)
-        checkpoint, own, tensors = open_checkpoint(
-            os.fspath(pretrained_model_name_or_path),
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-        )
-        of_head, new_head, headless = head_changes(own, tensors, num_labels, id2label)
-        changes |= of_head
-        if config is None:
-            config = load_config(checkpoint, **changes) if changes else own
-        else:
-            config = (
-                copy.deepcopy(config) if isinstance(config, cls.config_class) else config_from_dict(config.to_dict())
-            )
-            new_head = new_head or config.num_labels != own.num_labels
-        check_version(checkpoint, config, cls)
+        loading = Loading.read(
+            cls,
+            pretrained_model_name_or_path,
+            config=config,
+            num_labels=num_labels,
+            id2label=id2label,
+            attn_implementation=attn_implementation,
+            changes=changes,
+            features={"out_features": out_features, "out_indices": out_indices},
+            places={
+                "revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only
+            },
+        )  # fmt: skip
+        number = getattr(torch, number_type(dtype, torch_dtype))
+        config = loading.config
         config.architectures = [cls.__name__]
         if attn_implementation is not None:
             config._attn_implementation = attn_implementation
         chosen = {"out_features": out_features, "out_indices": out_indices}
         model = cls(config, **{name: value for name, value in chosen.items() if value is not None})
-        tensors, report = fit_tensors(
-            tensors,
-            {name: tuple(t.shape) for name, t in model.state_dict().items()},
-            path=checkpoint.weights_file,
-            model_name=cls.__name__,
-            prefix=cls.base_model_prefix,
-            new_head=new_head,
-            strict=strict,
-        )
         state = model.state_dict()
+        tensors, report = loading.fit({name: tuple(t.shape) for name, t in state.items()}, strict=strict)
         with torch.no_grad():
             for name, tensor in tensors.items():
                 state[name].copy_(torch.from_numpy(tensor))
-        if report.new_head:
-            warn_of_new_head(own, config, headless)
-        model = model.to(number_type)
-        model.name_or_path = config._name_or_path = checkpoint.name
+        model = model.to(number)
+        model.name_or_path = config._name_or_path = loading.checkpoint.name
         model.eval()
         return model if strict else (model, report)
-
-    @classmethod
-    def _check_arguments(
-        cls,
-        config: Any,
-        num_labels: int | None,
-        id2label: Any,
-        attn_implementation: str | None,
-        changes: dict[str, Any],
-    ) -> None:
-        """Refuses arguments that would be ignored, before anything is opened."""
-        known = cls.config_class.known_fields()
-        unknown = [name for name in changes if name not in known]
-        if unknown:
-            close = difflib.get_close_matches(unknown[0], [*known, "num_labels", "dtype", "revision"], n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise InputError(
-                f"{cls.__name__}.from_pretrained has no argument {unknown[0]!r}, and there is no config field of that "
-                f"name.{hint}",
-                field=unknown[0],
-                found=changes[unknown[0]],
-            )
-        if config is not None and (changes or num_labels is not None or id2label is not None):
-            raise InputError(
-                "from_pretrained takes either config= or single changes such as num_labels=; set them in the config.",
-                field="config",
-            )
-        if attn_implementation not in (None, "sdpa", "eager"):
-            raise InputError(
-                f"attn_implementation is {attn_implementation!r}; expected 'sdpa' or 'eager'.",
-                field="attn_implementation",
-                found=attn_implementation,
-            )
 
     def optimize_for_inference(self, *, dtype: str = "float32", compile: bool | None = None) -> Any:
         """Makes the inference form of a classifier, several times as fast; this model stays as it is.
@@ -194,7 +142,7 @@ class HubModel(PreTrainedModel):
             InputError: The model has no classifier, `dtype` is another one, or `compile` is true where it is not
                 possible; the message says why.
         """
-        from .inference import InferenceModel  # which imports the networks
+        from .inference.model import InferenceModel
 
         return InferenceModel(self, dtype=dtype, compile=compile)
 
@@ -269,15 +217,6 @@ def _push(folder: str | os.PathLike, repo_id: str, options: dict[str, Any]) -> s
     return push(os.fspath(folder), repo_id, **given)
 
 
-def _floating_type(dtype: torch.dtype | str | None) -> torch.dtype:
-    """The number type that a name or a type means; None and "auto" mean float32."""
-    types = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
-    found = types.get(str(dtype or "float32").removeprefix("torch.").replace("auto", "float32"))
-    if found is None:
-        raise InputError(f"dtype is {dtype!r}; expected float32, float16 or bfloat16.", field="dtype", found=dtype)
-    return found
-
-
 def init_like_version_1(module: nn.Module, std: float) -> None:
     """Initialises one layer as Apple's first release did, the code that made the version 1 weights.
 
@@ -317,78 +256,3 @@ def _init_norm_and_bias(module: nn.Module) -> None:
         init.zeros_(module.num_batches_tracked)
     if getattr(module, "bias", None) is not None:
         init.zeros_(module.bias)
-
-
-class BackboneMixin:
-    """Feature maps by name, with the attributes that detection and segmentation frameworks ask for.
-
-    `out_features` names the maps, `out_indices` counts them, `channels` and `strides` follow the same
-    order; `stage_names` lists what can be asked for.
-    """
-
-    stage_names = STAGE_NAMES
-    config: Any
-
-    def select_features(self, names: list[str] | None, indices: list[int] | None = None) -> None:
-        """Chooses the maps that `forward` returns, by name or by number; default: the config's, or the last one."""
-        if names is not None and indices is not None:
-            raise InputError("Give out_features or out_indices, not both.", field="out_features")
-        if indices is not None:
-            if not all(type(i) is int and -6 <= i < 6 for i in indices):
-                raise InputError(
-                    f"out_indices is {indices!r}; expected numbers from 0 (the stem) to 5.",
-                    field="out_indices",
-                    found=indices,
-                )
-            names = [STAGE_NAMES[i] for i in indices]
-        names = list(names or getattr(self.config, "out_features", None) or [STAGE_NAMES[-1]])
-        unknown = [name for name in names if name not in STAGE_NAMES]
-        if unknown:
-            raise InputError(
-                f"out_features has {unknown[0]!r}; expected names from {', '.join(STAGE_NAMES)}.",
-                field="out_features",
-                found=unknown[0],
-            )
-        self.out_features = sorted(names, key=STAGE_NAMES.index)
-        self.out_indices = [STAGE_NAMES.index(name) for name in self.out_features]
-        self.config.out_features = self.out_features  # saved with the config
-
-    @property
-    def out_feature_channels(self) -> dict[str, int]:
-        """Channels of every map that can be asked for, by name."""
-        return dict(zip(STAGE_NAMES, self.config.stage_channels, strict=True))
-
-    @property
-    def num_features(self) -> list[int]:
-        """Channels of every map that can be asked for, in order."""
-        return list(self.config.stage_channels)
-
-    def forward_with_filtered_kwargs(self, *inputs: Any, **options: Any) -> Any:
-        """Calls the backbone with those options only that its `forward` knows, as transformers' users of one do."""
-        known = inspect.signature(self.forward).parameters  # type: ignore[attr-defined]
-        return self(*inputs, **{k: v for k, v in options.items() if k in known})  # type: ignore[operator]
-
-    @property
-    def channels(self) -> list[int]:
-        """Channels of each returned map."""
-        return [self.config.stage_channels[i] for i in self.out_indices]
-
-    @property
-    def strides(self) -> list[int]:
-        """Image pixels per map pixel of each returned map."""
-        return [self.config.stage_strides[i] for i in self.out_indices]
-
-    def feature_maps(
-        self, model: Any, pixel_values: Tensor, output_hidden_states: bool | None, return_dict: bool | None
-    ) -> BackboneOutput | tuple:
-        """Runs stem and stages of `model` and picks the maps."""
-        from .layers import check_pixel_values
-
-        check_pixel_values(pixel_values, self.config.num_channels)
-        stem = model.conv_stem(pixel_values)
-        maps = [stem, *model.encoder(stem)]
-        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        output = BackboneOutput(
-            feature_maps=tuple(maps[i] for i in self.out_indices), hidden_states=tuple(maps) if wanted else None
-        )
-        return output if self.wants_dict(return_dict) else output.to_tuple()  # type: ignore[attr-defined]

@@ -1,0 +1,99 @@
+"""The verb `train`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import fields
+from typing import Any
+
+from ..errors import ConfigError, InputError
+from ..recipes.recipe import RECIPES, Recipe, get_recipe
+from .output import add_framework, add_verb
+
+
+def add_to(verbs: Any) -> None:
+    """Adds the verb to the command."""
+    verb = add_verb(
+        verbs,
+        "train",
+        train_command,
+        "Train or fine-tune a classifier on labelled photos.",
+        "mobilevit-hub train photos/ --output my-model --model mobilevit-s --epochs 20  # photos/cat/1.jpg …\n"
+        "  mobilevit-hub train data.parquet --output out --from-scratch --size-schedule 64:8,128:2\n"
+        "  mobilevit-hub train photos/ --output my-model --model mobilevit-s --epochs 20 --resume",
+    )
+    verb.add_argument("data", help="folder of class folders, parquet files, or Hub id")
+    verb.add_argument("--output", required=True, metavar="FOLDER", help="folder to write")
+    verb.add_argument("--model", default="mobilevit-xxs", help="start from, or build like (default: %(default)s)")
+    add_framework(verb)
+    verb.add_argument("--from-scratch", action="store_true", help="start from random weights")
+    verb.add_argument("--validation", metavar="DATA", help="validation photos (default: validation split of DATA)")
+    verb.add_argument("--recipe", default="finetune", choices=list(RECIPES), help="default: %(default)s")
+    verb.add_argument("--output-stride", type=int, choices=(8, 16, 32), help="pixels per pixel of the last map")
+    verb.add_argument("--resume", action="store_true", help="continue the last checkpoint in the output folder")
+    verb.add_argument(
+        "--workers", type=int, default=0, help="processes, in Keras threads, that prepare photos (default: %(default)s)"
+    )
+    verb.add_argument("--save-steps", type=int, default=500, help="steps between checkpoints (default: %(default)s)")
+    for option in fields(Recipe):
+        flag = "--" + option.name.replace("_", "-")
+        text = f"{option.metadata['help']} (finetune: {option.default})".replace("%", "%%")
+        if isinstance(option.default, bool):
+            verb.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
+        else:
+            verb.add_argument(flag, type=type(option.default), default=None, help=text)
+
+
+def _launcher() -> list[str]:
+    """How this process was started, for the record."""
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes == "1":
+        return ["mobilevit-hub"]
+    return ["torchrun", "--nproc_per_node", processes, "-m", "mobilevit_hub.cli"]
+
+
+def train_command(arguments: argparse.Namespace) -> int:
+    """Trains a classifier."""
+    import shlex
+
+    from ..hub.presets import check_name
+    from ..recipes.recipe import Recipe
+
+    check_name(arguments.model)
+    changes = {f.name: getattr(arguments, f.name) for f in fields(Recipe) if getattr(arguments, f.name) is not None}
+    try:
+        recipe = get_recipe(arguments.recipe, **changes)
+    except ConfigError as error:  # here the recipe is what was typed
+        raise InputError(error.message, field=error.field, found=error.found) from error
+    from ..recipes.run import is_main_process
+    from ..training.run import train
+
+    config = {"output_stride": arguments.output_stride} if arguments.output_stride else {}
+    log = train(
+        arguments.data,
+        arguments.output,
+        model=arguments.model,
+        framework=arguments.framework,
+        from_scratch=arguments.from_scratch,
+        recipe=recipe,
+        validation=arguments.validation,
+        config=config,
+        resume=arguments.resume,
+        workers=arguments.workers,
+        save_steps=arguments.save_steps,
+        progress=not arguments.quiet,
+        command=shlex.join([*_launcher(), *sys.argv[1:]]),
+    )
+    if not is_main_process(arguments.framework):
+        return 0
+    if arguments.json:
+        print(json.dumps({k: v for k, v in log.items() if k != "history"}, indent=2))
+    else:
+        print(
+            f"{arguments.output}: top-1 {100 * log['top1']:.2f} %, top-5 {100 * log['top5']:.2f} % "
+            f"on {log['count']:,} photos, {log['seconds']:,} s"
+        )
+    return 0

@@ -1,0 +1,413 @@
+"""Labelled images from a folder, parquet files or the Hub.
+
+Everything is opened through `datasets`; photos are decoded by `images.load_image` only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..errors import (
+    AccessError,
+    ImageError,
+    InputError,
+    MobileViTHubError,
+    MobileViTHubWarning,
+    NotFoundError,
+    SourceError,
+    require,
+)
+from ..images.loading import image_files, load_image
+
+SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "val", "test")}
+HELD_OUT = 0.1
+"""Share of each class that is measured on when the photos are not divided."""
+CACHE_BYTES = 4 * 1024**3
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A labelled photo of a data set, not decoded yet."""
+
+    index: int
+    label: int
+    content: bytes | str | None
+    """Bytes of the file, or its path; None where the data set has lost it."""
+    file_name: str | None
+    """What the file is or was called."""
+    dataset: str
+    """Names the data set in errors."""
+
+    def load(self) -> Image.Image:
+        """The upright RGB photo.
+
+        Raises:
+            ImageError, MissingDependencyError: As `load_image`; the message says which photo.
+        """
+        if self.content is None:
+            raise ImageError(f"{self.dataset}: photo {self.index} is missing.", path=self.dataset)
+        try:
+            return load_image(self.content)
+        except ImageError as error:
+            error.message = f"{self.dataset}: photo {self.index}: {error.message}"
+            raise
+
+
+def _find_columns(columns: Any, name: str, label_column: str | None) -> tuple[str, str]:
+    """The image column and the label column among the features of a data set."""
+    from datasets import ClassLabel
+    from datasets import Image as ImageFeature
+
+    columns = columns or {}
+    image_columns = [c for c, feature in columns.items() if isinstance(feature, ImageFeature)]
+    label_columns = [c for c, feature in columns.items() if isinstance(feature, ClassLabel) or c == label_column]
+    if not image_columns or not label_columns:
+        raise InputError(
+            f"{name}: has the columns {list(columns)}; expected an image column and a class label column "
+            "(a folder with one sub-folder per class has both).",
+            field="data",
+        )
+    return image_columns[0], label_columns[0] if label_column not in label_columns else str(label_column)
+
+
+def _photo(row: dict[str, Any], column: str, index: int, label: int, name: str) -> Photo:
+    cell = row[column] or {"bytes": None, "path": None}
+    content = cell["bytes"] if cell["bytes"] is not None else cell["path"]
+    return Photo(index, label, content, cell["path"], name)
+
+
+class LabelledImages:
+    """One split of a data set: `images[i]` is an upright RGB photo, `labels[i]` its class index.
+
+    Args:
+        dataset: A `datasets.Dataset` with one image and one class column.
+        name: What the user called it; used in messages.
+        is_split: Whether the source says which photos are for training and which for validation.
+        label_column: Column with the names of the classes as text, for a data set without a class label column.
+    """
+
+    def __init__(self, dataset: Any, name: str, is_split: bool = True, label_column: str | None = None) -> None:
+        from datasets import ClassLabel
+        from datasets import Image as ImageFeature
+
+        self._column, of_labels = _find_columns(dataset.features, name, label_column)
+        self.name, self.is_split, self._dataset, self._label_column = name, is_split, dataset, label_column
+        self._images = dataset.cast_column(self._column, ImageFeature(decode=False)).select_columns([self._column])
+        labels = dataset[of_labels]
+        if isinstance(dataset.features[of_labels], ClassLabel):
+            self.label_names: list[str] = list(dataset.features[of_labels].names)
+        else:
+            self.label_names = sorted(set(map(str, labels)))
+            numbers = {label: i for i, label in enumerate(self.label_names)}
+            labels = [numbers[str(label)] for label in labels]
+        # A missing label is None in some files and -1 in others, as in the test splits of the Hub.
+        labels = [-1 if label is None else label for label in labels]
+        self.labels = np.asarray(labels, dtype=np.int64)
+        if not len(self) or self.labels.min() < 0:
+            wrong = f"{np.count_nonzero(self.labels < 0):,} photos without a label" if len(self) else "no photos"
+            raise InputError(f"{name}: has {wrong}; expected labelled photos.", path=name, field="data")
+        self._decoded: list[np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        if self._decoded is not None:
+            return Image.fromarray(self._decoded[index])
+        return self.photo(index).load()
+
+    def photo(self, index: int) -> Photo:
+        """One photo, not decoded; reads the bytes where they are part of a parquet file."""
+        return _photo(self._images[int(index)], self._column, int(index), int(self.labels[index]), self.name)
+
+    def photos(self, wanted: Callable[[int], bool]) -> Iterator[Photo]:
+        """The photos whose index is wanted, in order, not decoded."""
+        return (self.photo(i) for i in range(len(self)) if wanted(i))
+
+    def spread(self, count: int) -> LabelledImages:
+        """A part of `count` photos, evenly over the whole set, as sets are often sorted by class."""
+        if count >= len(self):
+            return self
+        indices = np.arange(count) * len(self) // count
+        return LabelledImages(self._dataset.select(indices), self.name, self.is_split, self._label_column)
+
+    def digest(self) -> str:
+        """A hash of the labels and their names, by which a data set is known again."""
+        text = "\0".join(self.label_names).encode()
+        return hashlib.sha256(text + self.labels.astype("<i8").tobytes()).hexdigest()
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the decoded photos are kept."""
+        return self._decoded is not None
+
+    def hold_out(self, share: float = HELD_OUT, seed: int = 0) -> tuple[LabelledImages, LabelledImages]:
+        """Divides the photos of each class at random into a part to train on and a part to measure on.
+
+        Args:
+            share: Share of each class that is held out, at least one photo.
+            seed: The same seed gives the same division.
+
+        Raises:
+            InputError: A class has fewer than two photos.
+        """
+        rng, held_out = np.random.default_rng(seed), np.zeros(len(self), dtype=bool)
+        for label, name in enumerate(self.label_names):
+            members = np.flatnonzero(self.labels == label)
+            if 0 < len(members) < 2:
+                raise InputError(
+                    f"{self.name}: class {name!r} has one photo; to hold out photos for validation, each class needs "
+                    "two or more. Or pass --validation DATA.",
+                    field="validation",
+                )
+            held_out[rng.permutation(members)[: max(1, round(share * len(members)))]] = True
+        train, validation = (self._dataset.select(np.flatnonzero(part)) for part in (~held_out, held_out))
+        return LabelledImages(train, self.name), LabelledImages(validation, self.name)
+
+    def keep_in_memory(self, progress: bool = True) -> bool:
+        """Decodes all photos once when they fit into 4 GiB, so that training never waits for decoding.
+
+        Returns:
+            Whether they are in memory now.
+        """
+        sample = [np.asarray(self[i]).nbytes for i in range(0, len(self), max(1, len(self) // 16))]
+        if not sample or max(sample) * len(self) > CACHE_BYTES:
+            return False
+        from tqdm import tqdm
+
+        indices = tqdm(range(len(self)), desc="decoding", unit="photo", disable=not progress, mininterval=1)
+        self._decoded = [np.asarray(self[i]) for i in indices]
+        return True
+
+
+class StreamedImages:
+    """One split of a data set on the Hub, read from its start to its end without being stored here.
+
+    Args:
+        dataset: A `datasets.IterableDataset` with one image and one class column.
+        name: Its id.
+        count: Photos, where the Hub says how many.
+        limit: Where to stop; None: at the end.
+        label_column: As for `LabelledImages`.
+        label_names: Names of the classes, where they stand as text in `label_column`.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        name: str,
+        count: int | None,
+        limit: int | None = None,
+        label_column: str | None = None,
+        label_names: list[str] | None = None,
+    ) -> None:
+        from datasets import ClassLabel
+        from datasets import Image as ImageFeature
+
+        if dataset.features is None:
+            dataset = dataset._resolve_features()  # reads the head of the first file
+        self._column, self._label_column = _find_columns(dataset.features, name, label_column)
+        feature = dataset.features[self._label_column]
+        self._is_text = not isinstance(feature, ClassLabel)
+        self.name, self.seen = name, 0
+        self.count = count if limit is None or count is None else min(limit, count)
+        self.label_names = list(label_names or [] if self._is_text else feature.names)
+        self._dataset = dataset.cast_column(self._column, ImageFeature(decode=False)).select_columns(
+            [self._column, self._label_column]
+        )
+        if limit is not None:
+            self._dataset = self._dataset.take(limit)
+
+    def photos(self, wanted: Callable[[int], bool]) -> Iterator[Photo]:
+        """The photos whose index is wanted, in order, not decoded; `seen` counts all that were read.
+
+        Raises:
+            SourceError: The connection or the Hub failed on the way.
+            InputError: A photo has no label.
+        """
+        numbers = {name: i for i, name in enumerate(self.label_names)}
+        with hub_errors(self.name, opened=True):
+            for index, row in enumerate(self._dataset):
+                self.seen = index + 1
+                if wanted(index):
+                    label = row[self._label_column]
+                    label = numbers.get(label, -1) if self._is_text else -1 if label is None else label
+                    if label < 0:
+                        raise InputError(
+                            f"{self.name}: photo {index} has no label; expected labelled photos.", field="data"
+                        )
+                    yield _photo(row, self._column, index, label, self.name)
+
+    def digest(self) -> str:
+        """A hash of the names of the classes."""
+        return hashlib.sha256("\0".join(self.label_names).encode()).hexdigest()
+
+
+def open_images(source: str | Path, split: str = "train", label_column: str | None = None) -> LabelledImages:
+    """Opens one split of a data set of labelled photos.
+
+    Args:
+        source: A folder with one sub-folder per class (or `train/` and `validation/` folders of such),
+            a folder or file of parquet, or the id of a data set on the Hub. The prefixes
+            `imagefolder:` and `parquet:` say which, where it could be doubtful.
+        split: `"train"`, `"validation"` or another name; for validation, `val` and `test` are accepted as well.
+        label_column: As for `LabelledImages`.
+
+    Raises:
+        AccessError: The Hub wants its terms accepted first.
+        NotFoundError: There is no such source, or it has no such split.
+        InputError: It has no image or no class label column.
+    """
+    require("datasets", "train", "Opening a data set")
+    import datasets
+
+    kind, _, rest = str(source).partition(":")
+    kind, path = (kind, rest) if rest and kind in ("imagefolder", "parquet") else ("", str(source))
+    folder = Path(path)
+    if folder.is_dir() or folder.is_file():
+        files = [folder] if folder.is_file() else sorted(folder.glob("**/*.parquet"))
+        if kind == "imagefolder" or not files:
+            return _open_imagefolder(datasets, folder, split)
+        return _open_parquet(datasets, files, split, str(source), label_column)
+    if kind or path.startswith((".", "/", "~")) or path.count("/") > 1:
+        raise NotFoundError(f"No data set at {path!r}: there is no such file or folder.", path=path)
+    with hub_errors(path):
+        dataset = datasets.load_dataset(path, split=_find_split(datasets, path, split))
+    return LabelledImages(dataset, path, label_column=label_column)
+
+
+def stream_images(
+    hub_id: str,
+    split: str = "validation",
+    limit: int | None = None,
+    label_column: str | None = None,
+    label_names: list[str] | None = None,
+) -> StreamedImages:
+    """Opens one split of a data set on the Hub without downloading it first.
+
+    Args:
+        hub_id: Id of the data set, such as `"ILSVRC/imagenet-1k"`.
+        split: As for `open_images`.
+        limit: As for `StreamedImages`.
+        label_column: As for `LabelledImages`.
+        label_names: As for `StreamedImages`.
+
+    Raises:
+        As `open_images`.
+    """
+    require("datasets", "train", "Opening a data set")
+    import datasets
+
+    with hub_errors(hub_id):
+        found = _find_split(datasets, hub_id, split)
+        dataset = datasets.load_dataset(hub_id, split=found, streaming=True)
+        count = (dataset.info.splits or {}).get(found)
+        count = getattr(count, "num_examples", None) or None
+        return StreamedImages(dataset, hub_id, count, limit, label_column, label_names)
+
+
+def _find_split(datasets: Any, hub_id: str, split: str) -> str:
+    names, found = SPLIT_NAMES.get(split, (split,)), datasets.get_dataset_split_names(hub_id)
+    if not set(names) & set(found):
+        raise NotFoundError(f"{hub_id}: has the splits {found}; expected {names[0]!r}.", path=hub_id, field="split")
+    return next(s for s in names if s in found)
+
+
+@contextmanager
+def hub_errors(hub_id: str, opened: bool = False) -> Iterator[None]:
+    """Turns what `datasets` and its network layer raise into this package's errors; `opened`: after it was found."""
+    try:
+        yield
+    except MobileViTHubError:
+        raise
+    except Exception as error:  # of many classes: HTTP, file systems, Arrow, its own
+        chain = f"{type(error).__name__} {error} {error.__cause__} {error.__context__}"
+        if "gated" in chain.lower() or "403 " in chain:  # 401 is also the answer to a name that is not there
+            raise AccessError(
+                f"The data set {hub_id!r} is gated or private: accept its terms on https://huggingface.co/datasets/"
+                f'{hub_id}, then run "hf auth login" or set HF_TOKEN.',
+                path=hub_id,
+            ) from error
+        if opened:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise SourceError(f"Reading the data set {hub_id!r} failed: {reason}.", path=hub_id) from error
+        raise NotFoundError(
+            f"No data set {hub_id!r}: it is neither a folder here nor reachable on the Hub ({type(error).__name__}).",
+            path=hub_id,
+        ) from error
+
+
+def open_split(source: str | Path, split: str, seed: int = 0) -> LabelledImages:
+    """Opens one split as `open_images` does; undivided photos are divided, a tenth of each class for validation.
+
+    Args:
+        source: As for `open_images`.
+        split: `"train"` or `"validation"`.
+        seed: The same seed gives the same division.
+    """
+    images = open_images(source, split)
+    if images.is_split:
+        return images
+    train, validation = images.hold_out(seed=seed)
+    if split == "train":
+        return train
+    warnings.warn(
+        f"{source} has no validation photos; {len(validation)} of its photos, {HELD_OUT:.0%} of each class, are held "
+        "out to measure on.",
+        MobileViTHubWarning,
+        stacklevel=2,
+    )
+    return validation
+
+
+def _open_imagefolder(datasets: Any, folder: Path, split: str) -> LabelledImages:
+    if not folder.is_dir():
+        raise InputError(f"{folder}: expected a folder with one sub-folder per class.", path=folder)
+    wanted = SPLIT_NAMES.get(split, (split,))
+    split_folder = next((folder / s for s in wanted if (folder / s).is_dir()), None)
+    others = {s for every in SPLIT_NAMES.values() for s in every} - set(wanted)
+    if split_folder is None and (split not in SPLIT_NAMES or any((folder / s).is_dir() for s in others)):
+        raise NotFoundError(f"{folder}: has no {wanted[0]!r} folder.", path=folder)
+    directory = split_folder or folder
+    # Not by datasets' own reader: it asks the network, and takes a class such as "test tube" for a split.
+    photos = {child.name: image_files(child) for child in sorted(directory.iterdir()) if child.is_dir()}
+    names = [name for name, files in photos.items() if files]
+    if not names:
+        raise InputError(f"{directory}: holds no sub-folders of photos; expected one per class.", path=directory)
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    rows = {
+        "image": [str(file) for name in names for file in photos[name]],
+        "label": [label for label, name in enumerate(names) for _ in photos[name]],
+    }
+    return LabelledImages(datasets.Dataset.from_dict(rows, features), str(directory), split_folder is not None)
+
+
+def _open_parquet(datasets: Any, files: list[Path], split: str, name: str, label_column: str | None) -> LabelledImages:
+    is_split = len(files) > 1 or files[0].stem.startswith(sum(SPLIT_NAMES.values(), ()))
+    if is_split:
+        names = SPLIT_NAMES.get(split, (split,))
+        parts = [[f for f in files if f.stem.startswith(s)] for s in names]
+        files = next((part for part in parts if part), [])
+        if not files:
+            raise NotFoundError(f"{name}: no parquet file's name starts with {' or '.join(names)}.", path=name)
+    try:
+        dataset = datasets.Dataset.from_parquet([str(f) for f in files])
+    except Exception as error:  # of many classes, for a file that is no parquet or a broken one
+        reason = " ".join(str(error.__cause__ or error).split())[:160]
+        raise InputError(f"{name}: cannot be read as parquet ({reason}).", path=name, field="data") from error
+    return LabelledImages(dataset, name, is_split, label_column)
+
+
+def public_name(data: str | Path) -> str:
+    """What a data set is called in files that others get: where a folder lies is nobody's business."""
+    path = Path(str(data).removeprefix("imagefolder:").removeprefix("parquet:")).expanduser()
+    return path.resolve().name if path.exists() else str(data)

@@ -1,0 +1,1 @@
+"""From a name to files: presets, the Hub, and what fits a limit."""

@@ -1,0 +1,1 @@
+"""What a network is, without tensors: fields, configs, names and shapes."""

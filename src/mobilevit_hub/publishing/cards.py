@@ -1,0 +1,256 @@
+"""Model cards: what the README.md of a checkpoint says, and the metadata that the Hub reads from its top.
+
+The metadata is written by a YAML dumper, and text from outside is escaped, so that no name of a data set, label or
+file can change what a card says.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..checkpoints.saving import CARD_FILE
+from ..errors import ConfigError
+from ..hub.presets import Preset
+
+_METRICS = {"top1": ("accuracy", "top-1"), "mean_iou": ("mean_iou", "mean IoU"), "map": ("map", "mAP")}
+_HUB_TASKS = {"semantic-segmentation": "image-segmentation"}
+# Fields of networks that transformers' own classes cannot build.
+_NOT_STOCK = ("n_attn_blocks", "attention_head_size", "use_fusion", "attn_norm")
+PLACE = "path/to/this-folder"
+"""What the lines of code open until the checkpoint has a place; publishing puts the repository there."""
+
+
+def markdown_text(text: Any) -> str:
+    """Text that cannot break out of a Markdown table or start HTML."""
+    cleaned = "".join(c for c in str(text) if c.isprintable())
+    for character in "\\|`<>[]*_":
+        cleaned = cleaned.replace(character, "\\" + character)
+    return cleaned
+
+
+def check_card(text: str, path: str | Path) -> None:
+    """Raises `ConfigError` unless huggingface_hub accepts the metadata of a model card; a card may have none.
+
+    Args:
+        text: The card.
+        path: Names the card in the error.
+    """
+    import yaml
+    from huggingface_hub import ModelCard
+
+    reason = ""
+    if re.match(r"\s*---[ \t]*\n", text) and "\n---" not in text.lstrip()[3:]:
+        reason = "the line --- that ends it is missing"
+    else:
+        try:
+            ModelCard(text)
+        except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:200]
+    if reason:
+        raise ConfigError(
+            f"{path}: its metadata, the lines between --- and ---, cannot be read: {reason}. Correct or remove it.",
+            path=path,
+            field=CARD_FILE,
+        )
+
+
+# --------------------------------------------------------------------------------------------------
+# Metadata
+# --------------------------------------------------------------------------------------------------
+
+
+def front_matter(
+    config: Any,
+    *,
+    name: str,
+    license: str | None = None,
+    license_name: str | None = None,
+    license_link: str | None = None,
+    datasets: Sequence[str] = (),
+    base_model: str | None = None,
+    scores: Sequence[Any] = (),
+) -> str:
+    """The metadata of a card, between two lines `---`.
+
+    Args:
+        config: Config of the network.
+        name: What the scores belong to.
+        license: Identifier of the licence that the Hub knows, such as `"apache-2.0"`, or `"other"`.
+        license_name: Identifier of another licence.
+        license_link: Address of another licence.
+        datasets: Identifiers of the data sets that it was trained on.
+        base_model: Hub id of the checkpoint that it was made from.
+        scores: `huggingface_hub.EvalResult` entries.
+    """
+    from huggingface_hub import ModelCardData
+
+    task = _task_of(config)
+    data = ModelCardData(
+        library_name="mobilevit_hub",
+        pipeline_tag=task,
+        tags=[config.model_type, task, "transformers", "keras"],
+        license=license,
+        license_name=license_name,
+        license_link=license_link,
+        datasets=list(datasets) or None,
+        base_model=base_model,
+        model_name=name if scores else None,
+        eval_results=list(scores) or None,
+    )
+    return f"---\n{data.to_yaml()}\n---\n"
+
+
+def preset_metadata(preset: Preset) -> dict[str, Any]:
+    """What the record of a published checkpoint says about licence, data, origin and published score.
+
+    Returns:
+        Keyword arguments of `checkpoint_card`: `license`, `license_name`, `license_link`, `datasets`, `base_model` and
+        `scores`.
+    """
+    from huggingface_hub import EvalResult
+
+    kind, _, words = preset.license.partition(": ")
+    words, _, link = words.partition(", https://")
+    scores = []
+    if preset.score is not None:
+        metric, metric_name = _METRICS[preset.metric]
+        scores.append(
+            EvalResult(
+                task_type=_HUB_TASKS.get(preset.task, preset.task),
+                dataset_type=preset.dataset,
+                dataset_name=preset.dataset,
+                metric_type=metric,
+                metric_name=metric_name,
+                metric_value=round(preset.score / 100, 6),
+                source_name=preset.score_source if preset.apple_file else None,
+                source_url="https://github.com/apple/ml-cvnets" if preset.apple_file else None,
+            )
+        )
+    return {
+        "license": kind,
+        "license_name": re.sub(r"[^a-z0-9.]+", "-", words.lower()).strip("-"),
+        "license_link": f"https://{link}" if link else None,
+        "datasets": [preset.dataset, *(["imagenet-22k"] if "in22k" in preset.name else [])],
+        "base_model": preset.hub_id,
+        "scores": scores,
+    }
+
+
+def _task_of(config: Any) -> str:
+    """The task as the Hub calls it."""
+    architectures = getattr(config, "architectures", None)
+    architecture = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
+    return "image-feature-extraction" if architecture.endswith(("Model", "Backbone")) else "image-classification"
+
+
+# --------------------------------------------------------------------------------------------------
+# Whole cards
+# --------------------------------------------------------------------------------------------------
+
+
+def checkpoint_card(
+    config: Any,
+    *,
+    name: str,
+    facts: Sequence[tuple[str, Any]],
+    license: str | None = None,
+    license_name: str | None = None,
+    license_link: str | None = None,
+    datasets: Sequence[str] = (),
+    base_model: str | None = None,
+    scores: Sequence[Any] = (),
+    processor: Any = None,
+    place: str = PLACE,
+) -> str:
+    """The card of a checkpoint that was converted or published.
+
+    Args:
+        config: Config of the network.
+        name: Title of the card.
+        facts: Rows of its table, such as `("sha256 of the source", digest)`.
+        license: As for `front_matter`, like all arguments up to `scores`; None: not stated.
+        license_name: See `front_matter`.
+        license_link: See `front_matter`.
+        datasets: See `front_matter`.
+        base_model: See `front_matter`.
+        scores: See `front_matter`; they are also rows of the table.
+        processor: The image processor, whose steps the card describes.
+        place: Folder or Hub id that the lines of code open.
+    """
+    header = front_matter(
+        config, name=name, license=license, license_name=license_name, license_link=license_link, datasets=datasets,
+        base_model=base_model, scores=scores,
+    )  # fmt: skip
+    rows = list(facts)
+    for score in scores:
+        value = f"{100 * score.metric_value:.2f} % on {score.dataset_name}"
+        rows.append((f"published {score.metric_name}", value + f" ({score.source_name})" * bool(score.source_name)))
+    if license:
+        rows.append(("licence of the weights", ", ".join(filter(None, (license, license_name, license_link)))))
+    return f"""{header}
+# {markdown_text(name)}
+
+{_table(("measure", "value"), rows)}
+
+## Loading
+
+```python
+{_loading_lines(config, place)}
+```
+
+## Preprocessing
+
+{_preprocessing_text(processor)}
+"""
+
+
+def _table(head: tuple[str, str], rows: Sequence[tuple[str, Any]]) -> str:
+    lines = [f"| {markdown_text(measure)} | {markdown_text(value)} |" for measure, value in rows]
+    return "\n".join([f"| {head[0]} | {head[1]} |", "|---|---|", *lines])
+
+
+def _loading_lines(config: Any, place: str) -> str:
+    """One line for each library that opens the checkpoint."""
+    source = repr(place).replace("`", "")  # which could end the block of code
+    classifies = _task_of(config) == "image-classification"
+    task = "" if classifies else ', task="features"'
+    lines = [
+        "import mobilevit_hub as mh, transformers",
+        "",
+        *([f'print(mh.predict("photo.jpg", {source}))  # labels and probabilities'] if classifies else []),
+        f"model = mh.from_pretrained({source}{task})  # PyTorch",
+        f'model = mh.from_pretrained({source}{task}, framework="tf")  # Keras',
+    ]
+    new = {name: value for name, value in getattr(config, "new_defaults", {}).items() if name in _NOT_STOCK}
+    if all(getattr(config, name) == value for name, value in new.items()):
+        stock = "AutoModelForImageClassification" if classifies else "AutoModel"
+        lines.append(f"model = transformers.{stock}.from_pretrained({source})  # stock transformers")
+    else:
+        lines[0] = "import mobilevit_hub as mh"
+    return "\n".join(lines)
+
+
+def _preprocessing_text(processor: Any) -> str:
+    """The steps of an image processor in words."""
+    if processor is None:
+        return (
+            "`mobilevit_hub.image_processor` makes the input; its settings stand in `preprocessor_config.json`. Pixels "
+            "go in scaled to [0, 1], without mean and standard deviation."
+        )
+    steps = []
+    if processor.do_resize:
+        size = dict(processor.size)
+        edges = "{height} × {width}" if "height" in size else "a shorter side of {shortest_edge}"
+        steps.append(f"resize to {edges.format(**size)} pixels ({processor.interpolation})")
+    if processor.do_center_crop:
+        steps.append("crop the centre to {height} × {width}".format(**dict(processor.crop_size)))
+    order = {"bgr": "blue, green, red", "rgb": "red, green, blue"}[processor.channel_order]
+    steps.append(f"order the channels {order}")
+    if processor.do_rescale:
+        factor = processor.rescale_factor
+        steps.append("divide by 255" if abs(255 * factor - 1) < 1e-6 else f"multiply by {factor:.6g}")
+    text = ", ".join(steps)
+    return f"{text[0].upper()}{text[1:]}; no mean is subtracted, no standard deviation divides."
