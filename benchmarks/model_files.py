@@ -107,7 +107,7 @@ def write_onnx(network: str, folder: Path, size: int) -> Path:
 
     print(f"{network}: making folded.onnx …", file=sys.stderr, flush=True)
     cls = MobileViTV2ForImageClassification if "v2" in network else MobileViTForImageClassification
-    module, out = FoldedClassifier(cls.from_pretrained(folder)).eval(), folder / "folded.onnx"
+    module, out = FoldedClassifier(cls.from_pretrained(folder).folded()).eval(), folder / "folded.onnx"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter about itself
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)

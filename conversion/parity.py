@@ -148,7 +148,7 @@ def compare(
         The report. A library that cannot open the checkpoint is a failed row of it.
 
     Raises:
-        SourceError, ConfigError, CheckpointError: See `checkpoints.open_checkpoint`.
+        SourceError, ConfigError, CheckpointError: See `checkpoints.loading.open_checkpoint`.
     """
     started = time.perf_counter()
     checkpoint, config, tensors = open_checkpoint(folder)

@@ -14,7 +14,7 @@ import numpy as np
 
 from mobilevit_hub.checkpoints.fitting import fit_tensors
 from mobilevit_hub.checkpoints.h5_files import read_h5
-from mobilevit_hub.checkpoints.loading import check_save_id
+from mobilevit_hub.checkpoints.reading import check_save_id
 from mobilevit_hub.checkpoints.saving import describe_weights
 from mobilevit_hub.checkpoints.tensors import check_values, read_tensors
 from mobilevit_hub.errors import CheckpointError, InputError, IntegrityError, NotFoundError, OfflineError

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 import mobilevit_hub as mh
 from mobilevit_hub.checkpoints.saving import save_checkpoint
-from mobilevit_hub.data.labelled import open_images
+from mobilevit_hub.data import open_images
 from mobilevit_hub.training.report import training_card
 
 BATCH = 100

@@ -18,7 +18,7 @@ import torch
 from PIL import ImageOps
 
 import mobilevit_hub as mh
-from mobilevit_hub.data.labelled import open_split
+from mobilevit_hub.data import open_split
 from mobilevit_hub.recipes.transforms import random_resized_crop
 
 data, output = "photos", "my-model"

@@ -18,7 +18,7 @@ from typing import Any
 
 from PIL import Image
 
-from mobilevit_hub.data.labelled import public_name
+from mobilevit_hub.data.opening import public_name
 from mobilevit_hub.errors import InputError, MobileViTHubError
 from mobilevit_hub.files import cache_folder, sha256_of
 from mobilevit_hub.hub.find import Checkpoint, find_checkpoint

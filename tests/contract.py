@@ -231,7 +231,7 @@ def test_the_phones_file_computes_the_same(row, folder):
     from mobilevit_hub.tf.inference.phone import convert_network
 
     model, pixels = opened(row, "tf", folder(row)), images(1, *SIZE)
-    file = convert_network(model, SIZE, input_type="float32", output="logits", channel_order="rgb")
+    file = convert_network(model.folded(), SIZE, input_type="float32", output="logits", channel_order="rgb")
     interpreter = Interpreter(model_content=file, num_threads=1)
     interpreter.allocate_tensors()
     found = interpreter.get_signature_runner()(image=pixels)

@@ -235,7 +235,7 @@ def test_real_without_its_labels(tmp_path):
 def test_the_whole_path_on_the_sample_of_imagenet(model):
     """The labels of the sample are names in another spelling; its rows are checked one by one."""
     from mobilevit_hub import evaluate
-    from mobilevit_hub.data.labelled import open_images
+    from mobilevit_hub.data.opening import open_images
 
     if not IMAGENET_SAMPLE.is_dir():
         pytest.skip("needs the imagenet-sample data set beside the repository")
@@ -253,7 +253,7 @@ def test_the_whole_path_on_the_sample_of_imagenet(model):
 
 def test_text_columns_of_wordnet_ids(tmp_path):
     """As the copy of ImageNet-R on the Hub has them."""
-    from mobilevit_hub.data.labelled import open_images
+    from mobilevit_hub.data.opening import open_images
 
     assert benchmark_sets.BENCHMARKS["imagenet-r"].label_column == "wnid"
     features = Features({"image": ImageFeature(), "wnid": Value("string"), "class_name": Value("string")})

@@ -1,13 +1,22 @@
 """The configs: every field checked, no file trusted, the same file as stock transformers'."""
 
+import json
 import math
 
 import pytest
 import transformers
 
 from mobilevit_hub.errors import ConfigError, NotFoundError
-from mobilevit_hub.network.architecture import DownsamplingRule, downsampling_rules, make_divisible
-from mobilevit_hub.network.configuration import MAX_PARAMETERS, MobileViTConfig, MobileViTV2Config, config_from_dict
+from mobilevit_hub.hub.presets import get_preset, list_presets
+from mobilevit_hub.network.architecture import MAX_PARAMETERS, DownsamplingRule, downsampling_rules, make_divisible
+from mobilevit_hub.network.configuration import (
+    CONFIG_CLASSES,
+    MobileViTConfig,
+    MobileViTV2Config,
+    config_from_dict,
+    full_config,
+)
+from mobilevit_hub.network.fields import network_of
 
 V1, V2 = MobileViTConfig, MobileViTV2Config
 BOTH = pytest.mark.parametrize("cls", [V1, V2])
@@ -333,3 +342,51 @@ def test_a_preset_of_the_other_version_or_of_nobody_is_refused():
         V1.from_preset("mobilevitv2-1.0")
     with pytest.raises(NotFoundError, match="mobilevit-xxs"):
         V1.from_preset("mobilevit-xxx")
+
+
+# --------------------------------------------------------------------------------------------------
+# The same without transformers
+# --------------------------------------------------------------------------------------------------
+
+NAMES = {1: "lynx", 0: "quokka"}
+OF_NETWORKS = ("stage_channels", "stage_strides", "patch_sizes", "hidden_sizes", "num_labels", "id2label", "model_type")
+
+
+@BOTH
+def test_defaults_are_those_of_stock_transformers(cls):
+    stock = STOCK[cls]().to_dict()
+    shared = {name: value for name, value in cls.defaults.items() if name in stock}
+    assert shared == {name: stock[name] for name in shared}
+    assert set(cls.defaults) - set(shared) <= {"n_attn_blocks", "attention_head_size", "use_fusion", "ffn_dropout",
+                                               "hidden_dropout_prob", "attn_norm", "odd_map"}  # fmt: skip
+
+
+@pytest.mark.parametrize("preset", [p.name for p in list_presets("image-classification")])
+def test_a_file_describes_the_same_network_without_transformers(preset):
+    row = get_preset(preset)
+    config = CONFIG_CLASSES[row.model_type].from_preset(preset)
+    for data in (config.to_dict(), {"model_type": row.model_type, **row.config, "id2label": config.id2label}):
+        network = network_of(json.loads(json.dumps(data)))
+        names = {*OF_NETWORKS, *config.defaults}
+        assert {n: getattr(network, n, None) for n in names} == {n: getattr(config, n, None) for n in names}
+        assert full_config(network).to_diff_dict() == config.to_diff_dict()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hidden_sizes": [4, 8, 8]},
+        {"hidden_sizes": [8, 8, 9]},
+        {"hiden_act": "relu"},
+        {"auto_map": {"AutoModel": "x"}},
+        {"num_labels": 3},
+        {"label2id": {"lynx": 0, "quokka": 1}},
+        {"id2label": {}},
+        {"id2label": {"0": "quokka", "2": "lynx"}},
+        {"model_type": "resnet"},
+        {"neck_hidden_sizes": [4096] * 7, "hidden_sizes": [1024] * 3, "n_attn_blocks": [16] * 3},
+    ],
+)
+def test_a_file_that_needs_a_word_is_left_to_the_config(change):
+    assert network_of(file_content(V1, id2label=NAMES)) is not None
+    assert network_of(file_content(V1, id2label=NAMES) | change) is None

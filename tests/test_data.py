@@ -7,7 +7,7 @@ from datasets import Image as ImageFeature
 from pictures import encode, noise
 from PIL import Image
 
-from mobilevit_hub.data.labelled import open_images
+from mobilevit_hub.data.opening import open_images
 from mobilevit_hub.errors import ImageError, InputError, NotFoundError
 
 CLASSES = ("zebra", "apple", "test tube")

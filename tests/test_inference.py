@@ -1,10 +1,12 @@
 """The inference form in PyTorch, in C++ and plain, against Apple's outputs and the trainable model, with twins that fail."""
 
 import ctypes
+import json
 import shutil
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,13 +16,14 @@ from networks import MODELS, images, logits, tiny, tiny_config, to_torch
 from torch import nn
 
 import mobilevit_hub as mh
-from mobilevit_hub.errors import InputError
+from mobilevit_hub.errors import CheckpointError, InputError
 from mobilevit_hub.network.configuration import config_from_dict
 from mobilevit_hub.pt.inference import folded, kernels
 from mobilevit_hub.pt.inference import model as inference
 from mobilevit_hub.pt.inference.model import InferenceModel
 from mobilevit_hub.pt.mobilevit import TransformerLayer
 
+ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.torch
 needs_compiler = pytest.mark.skipif(kernels.compiler() is None, reason="needs a C++ compiler")
 FORMS = [pytest.param(True, marks=needs_compiler, id="kernels"), pytest.param(False, id="plain")]
@@ -279,6 +282,42 @@ def test_from_pretrained_and_the_classifier_give_the_inference_form():
     from mobilevit_hub.prediction import open_classifier
 
     assert isinstance(open_classifier(name).model, InferenceModel)
+
+
+def test_classifying_a_photo_builds_no_trainable_network_and_needs_no_transformers():
+    """What is not imported cannot have been built."""
+    code = (
+        "import sys, mobilevit_hub as mh\n"
+        "print(mh.predict('examples/photos/espresso.jpg', 'mobilevit-xxs-tiny-imagenet')[0]['predictions'][0])\n"
+        "print(sorted({'torch', 'transformers', 'mobilevit_hub.pt.mobilevit'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    best, imported = done.stdout.splitlines()
+    assert "espresso" in best
+    assert imported == "['torch']"
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_checkpoint_is_folded_as_its_model_is(version, tmp_path):
+    model, pixels = build(version, {}), images(2, 70, 101)
+    model.save_pretrained(tmp_path)
+    opened = mh.from_pretrained(tmp_path, optimize=True)
+    assert torch.equal(opened(pixels).logits, model.optimize_for_inference()(pixels).logits)
+    assert opened.config.to_diff_dict() == mh.from_pretrained(tmp_path).config.to_diff_dict()
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused_as_by_the_model(tmp_path):
+    build(1, {}).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(content | {"use_fusion": False}))
+    messages = []
+    for optimize in (False, True):
+        with pytest.raises(CheckpointError) as error:
+            mh.from_pretrained(tmp_path, optimize=optimize)
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
+    assert "fusion" in messages[0]
 
 
 @needs_compiler

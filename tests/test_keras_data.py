@@ -7,7 +7,7 @@ import pytest
 from keras_networks import QUIET
 from shapes import CLASSES, TRAIN_COUNT, VALIDATION_COUNT, save_shapes
 
-from mobilevit_hub.data.labelled import open_images
+from mobilevit_hub.data.opening import open_images
 from mobilevit_hub.errors import ConfigError, InputError, MobileViTHubWarning, NotFoundError
 from mobilevit_hub.images.processor import processor_for
 from mobilevit_hub.recipes.recipe import get_recipe

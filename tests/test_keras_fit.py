@@ -8,7 +8,7 @@ from keras_networks import CLASSIFIERS, QUIET, images, keras, numpy, run, tiny
 from pictures import encode
 from shapes import TRAIN_COUNT, save_shapes
 
-from mobilevit_hub.data.labelled import open_images
+from mobilevit_hub.data.opening import open_images
 from mobilevit_hub.images.processor import processor_for
 from mobilevit_hub.recipes.recipe import get_recipe
 from mobilevit_hub.tf import image_dataset

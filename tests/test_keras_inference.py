@@ -26,6 +26,7 @@ if keras.backend.backend() != "tensorflow":
     pytest.skip("the inference form needs Keras on TensorFlow", allow_module_level=True)
 
 from mobilevit_hub.errors import InputError, MissingDependencyError  # noqa: E402
+from mobilevit_hub.inference import folding  # noqa: E402
 from mobilevit_hub.tf.inference import model as inference  # noqa: E402
 from mobilevit_hub.tf.inference.model import fuse  # noqa: E402
 
@@ -70,13 +71,12 @@ def test_logits_are_those_of_the_trainable_model(version, fields):
         assert parts(fused(pixels), wanted(pixels)) < 1e-4, (height, width)
 
 
-def without_shift(self, norm):
-    scale = norm.gamma.numpy().astype(np.float64)
-    return inference.Linear(scale[:, None] * self.kernel, self.bias)
+def without_shift(self, scale, shift):
+    return folding.replace(self, weight=self.weight * scale)
 
 
-def without_scale(self, norm):
-    return inference.Linear(self.kernel, self.bias + norm.beta.numpy().astype(np.float64) @ self.kernel)
+def without_scale(self, scale, shift):
+    return folding.replace(self, bias=self.bias + self.weight @ shift)
 
 
 def swapped_corners(self, features, height, width, *, align_corners):
@@ -85,25 +85,20 @@ def swapped_corners(self, features, height, width, *, align_corners):
     return resize(features, height, width, align_corners=not align_corners)
 
 
-def other_epsilon(norm, *, axes=(-1,), centred=False):
-    def run(tokens):
-        mean = 0 if centred else tf.reduce_mean(tokens, axes, keepdims=True)
-        tokens = tokens - mean
-        return tokens * tf.math.rsqrt(tf.reduce_mean(tokens**2, axes, keepdims=True) + 1e-2)
-
-    return run
+def other_epsilon(norm, *, centred=False, standardisation=inference.standardisation):
+    return standardisation(folding.replace(norm, epsilon=1e-2), centred=centred)
 
 
 @VERSIONS
 @pytest.mark.parametrize(
     ("owner", "name", "broken"),
     [
-        ("Linear", "after", without_shift),
-        ("Linear", "after", without_scale),
-        ("Operations", "resize", swapped_corners),
-        ("", "standardisation", other_epsilon),
+        (folding.Linear, "after", without_shift),
+        (folding.Linear, "after", without_scale),
+        (inference.Operations, "resize", swapped_corners),
+        (inference, "standardisation", other_epsilon),
         (
-            "Operations",
+            inference.Operations,
             "fold_patches",
             lambda self, tokens, patch, height, width: tf.reshape(tokens, (-1, height, width, tokens.shape[-1])),
         ),
@@ -111,13 +106,13 @@ def other_epsilon(norm, *, axes=(-1,), centred=False):
 )
 def test_a_wrong_rewrite_is_seen(monkeypatch, version, owner, name, broken):
     model = tiny(version)
-    monkeypatch.setattr(getattr(inference, owner) if owner else inference, name, broken)
+    monkeypatch.setattr(owner, name, broken)
     assert difference(model, fuse(model), images(3, 70, 101)) > 1e-3
 
 
 def test_tokens_with_a_mean_are_seen(monkeypatch):
     model = tiny(1)
-    monkeypatch.setattr(inference.Linear, "without_mean", lambda self: self)
+    monkeypatch.setattr(folding.Linear, "without_mean", lambda self: self)
     assert difference(model, fuse(model), images(3, 64, 128)) > 1e-3
 
 

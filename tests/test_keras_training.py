@@ -24,7 +24,7 @@ from shapes import CLASSES, TRAIN_COUNT, VALIDATION_COUNT, save_shapes
 import mobilevit_hub as mh
 from mobilevit_hub.checkpoints.tensors import read_tensors
 from mobilevit_hub.cli.main import main
-from mobilevit_hub.data.labelled import open_images
+from mobilevit_hub.data.opening import open_images
 from mobilevit_hub.errors import ImageError, InputError, MissingDependencyError, MobileViTHubWarning
 from mobilevit_hub.images.processor import processor_for
 from mobilevit_hub.recipes.recipe import get_recipe

@@ -62,7 +62,7 @@ def made(checkpoint):
     """The checkpoint opened, and its conversion: what comes before the steps that fail here."""
     source = export.open_source(checkpoint, None, {})
     options = {"input_type": "uint8", "output": "probabilities", "channel_order": "bgr"}
-    return source, phone.convert_network(source.model, (64, 64), **options)
+    return source, phone.convert_network(source.model.folded(), (64, 64), **options)
 
 
 @pytest.fixture

@@ -19,8 +19,9 @@ from ai_edge_litert.interpreter import Interpreter
 from mobilevit_hub.conversion.tflite.quantization import activation_ranges, quantize
 from mobilevit_hub.conversion.tflite.rewriting import without_adjoints
 from mobilevit_hub.errors import ExportError
-from mobilevit_hub.tf.inference import folding, phone
+from mobilevit_hub.inference import folding
 from mobilevit_hub.tf.inference import model as inference
+from mobilevit_hub.tf.inference import phone
 from mobilevit_hub.tf.inference.phone import convert_network
 
 pytestmark = [pytest.mark.export, QUIET]
@@ -49,7 +50,8 @@ MORE_CASES = [
 
 def convert(model, size, form):
     input_type, output, order = form
-    return without_adjoints(convert_network(model, size, input_type=input_type, output=output, channel_order=order))
+    options = {"input_type": input_type, "output": output, "channel_order": order}
+    return without_adjoints(convert_network(model.folded(), size, **options))
 
 
 def answers(file, pixels, output):
@@ -180,17 +182,17 @@ def identity():
 
 def computed(model, pixels):
     """Logits of the graph before its conversion, one image at a time."""
-    stem = model.parts["mobilevit" if model.config.model_type == "mobilevit" else "mobilevitv2"].parts["conv_stem"]
-    network = inference.folded_network(model, phone.PhoneOperations(stem, 1.0, flip=False))
+    folded = model.folded()
+    network = inference.folded_network(folded, phone.PhoneOperations(folded.features[0], 1.0, flip=False))
     return np.concatenate([network(tf.constant(image[None])).numpy() for image in pixels])
 
 
-def without_shift(self, norm):
-    return folding.Linear(folding.as_array(norm.gamma)[:, None] * self.kernel, self.bias)
+def without_shift(self, scale, shift):
+    return folding.replace(self, weight=self.weight * scale)
 
 
-def without_scale(self, norm):
-    return folding.Linear(self.kernel, self.bias + folding.as_array(norm.beta) @ self.kernel)
+def without_scale(self, scale, shift):
+    return folding.replace(self, bias=self.bias + self.weight @ shift)
 
 
 def swapped_corners(self, features, height, width, *, align_corners, resize=phone.PhoneOperations.resize):
@@ -222,10 +224,9 @@ def padded_at_the_far_sides(self, layer):
     convolution = inference.Operations.convolution(self, layer)
     if layer.stride == 1:
         return convolution
-    kernel, bias = folding.folded_convolution(layer)
-    run_convolution = tf.nn.depthwise_conv2d if folding.is_depthwise(layer) else tf.nn.conv2d
-    activation = inference.activation_of(layer.activation)
-    return lambda features: activation(run_convolution(features, kernel.astype("f"), (1, 2, 2, 1), "SAME") + bias)
+    kernel, run_convolution = inference.kernel_of(layer)
+    activation = inference.ACTIVATIONS[layer.activation]
+    return lambda features: activation(run_convolution(features, kernel, (1, 2, 2, 1), "SAME") + layer.bias)
 
 
 TWINS = [

@@ -79,7 +79,7 @@ def photos():
 def made_of(version):
     """A network, the ranges of its activations and its files of all precisions."""
     model = tiny(version, num_labels=40)
-    content = convert_network(model, (SIDE, SIDE), input_type="uint8", output="logits", channel_order="rgb")
+    content = convert_network(model.folded(), (SIDE, SIDE), input_type="uint8", output="logits", channel_order="rgb")
     ranges = activation_ranges(content, photos())
     files = {"fp32": content, "fp16": quantize(content, "fp16"), "int8-dynamic": quantize(content, "int8-dynamic"),
              "int8": quantize(content, "int8", ranges)}  # fmt: skip

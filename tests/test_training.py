@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from shapes import CLASSES, TRAIN_COUNT, VALIDATION_COUNT, save_shapes, shape
 
 import mobilevit_hub as mh
-from mobilevit_hub.data.labelled import open_images
+from mobilevit_hub.data.opening import open_images
 from mobilevit_hub.errors import ImageError, InputError, MobileViTHubWarning, NotFoundError
 from mobilevit_hub.images.processor import processor_for
 from mobilevit_hub.pt.training.trainer import RecipeTrainer, TrainingImages

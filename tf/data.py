@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from mobilevit_hub.data.labelled import LabelledImages, open_split
+from mobilevit_hub.data.labelled import LabelledImages
+from mobilevit_hub.data.opening import open_split
 from mobilevit_hub.errors import InputError, MobileViTHubError, require
 from mobilevit_hub.images.processor import MobileViTImageProcessor, image_processor
 from mobilevit_hub.recipes.recipe import RULES, Recipe

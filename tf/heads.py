@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
+from mobilevit_hub.inference.folding import FoldedNetwork, fold
 from mobilevit_hub.network.architecture import STAGE_NAMES, feature_names
 
 from .layers import ConvNormAct, image_input
@@ -78,6 +79,10 @@ class ClassifierMixin(Mixin):
         super().__init__(inputs=inputs, outputs=output, **options)
         self.backbone = backbone
         self.remember(config, parts, image_size=image_size)
+
+    def folded(self) -> FoldedNetwork:
+        """The network folded for inference, from a copy of the weights of now."""
+        return fold(self.config, self.checkpoint_tensors())
 
 
 class BackboneMixin(Mixin):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mobilevit_hub.choices import PRECISIONS, TFLITE_INPUTS, TFLITE_OUTPUTS
-from mobilevit_hub.data.labelled import open_images, public_name
+from mobilevit_hub.data.opening import open_images, public_name
 from mobilevit_hub.errors import ExportError, ImageError, InputError, MobileViTHubWarning, require
 from mobilevit_hub.files import json_bytes, sha256_of, temporary_folder, write_file, write_folder
 from mobilevit_hub.hub.find import Checkpoint
@@ -189,7 +189,7 @@ def _make(
     with step("converting", progress):
         model = without_adjoints(
             convert_network(
-                source.model,
+                source.model.folded(),
                 source.image_size,
                 input_type=input_type,
                 output=output_type,

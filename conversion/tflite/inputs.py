@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mobilevit_hub.data.label_maps import label_indices
-from mobilevit_hub.data.labelled import SPLIT_NAMES, open_images, public_name
+from mobilevit_hub.data.opening import SPLIT_NAMES, open_images, public_name
 from mobilevit_hub.errors import ImageError, InputError, MobileViTHubWarning, NotFoundError
 from mobilevit_hub.hub.find import Checkpoint, find_checkpoint
 from mobilevit_hub.images.loading import image_files, load_image

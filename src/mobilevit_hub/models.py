@@ -10,12 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from .checkpoints.fitting import fit_tensors
+from .checkpoints.reading import read_checkpoint, read_network
 from .choices import check_framework
 from .errors import InputError, require
 from .hub.find import PLACES, Checkpoint, find_checkpoint
 from .images.loading import load_image
 from .images.preparing import fields_of, prepare, preprocessing_from
-from .network.configuration import load_config
+from .inference.folding import fold
+from .network.structure import tensor_shapes
 from .tasks.classification import predict_each, softmax
 
 TASKS = ("image-classification", "features", "backbone")
@@ -81,11 +84,38 @@ def from_pretrained(
         200
     """
     checkpoint = find_checkpoint(name, **_places(options))
-    version = getattr(options.get("config"), "model_type", None) or load_config(checkpoint).model_type
+    if optimize and task == "image-classification" and set(options) <= set(PLACES):
+        return inference_form(checkpoint, framework)
+    version = getattr(options.get("config"), "model_type", None) or read_network(checkpoint).model_type
     model = model_class(version, framework, task).from_pretrained(checkpoint, **options)
     if not optimize:
         return model
     return model.fuse() if framework == "tf" else model.optimize_for_inference()
+
+
+def inference_form(checkpoint: Checkpoint, framework: str) -> Any:
+    """The inference form of a classifier from its files alone: no trainable network is built.
+
+    Returns:
+        A `pt.inference.InferenceModel` or `tf.inference.FusedModel`.
+    """
+    check_framework(framework)
+    if framework == "tf":
+        require("keras", "tf", "Opening a Keras model")
+        form = import_module("mobilevit_hub.tf.inference.model").FusedModel
+        reader = import_module("mobilevit_hub.tf.legacy").open_checkpoint
+    else:
+        require("torch", "torch", "Opening a PyTorch model")
+        form, reader = import_module("mobilevit_hub.pt.inference.model").InferenceModel, read_checkpoint
+    checkpoint, network, tensors = reader(checkpoint)
+    tensors, _ = fit_tensors(
+        tensors,
+        tensor_shapes(network),
+        path=checkpoint.weights_file,
+        model_name=class_name(network.model_type, "image-classification"),
+        prefix=network.model_type,
+    )
+    return form(fold(network, tensors))
 
 
 def _places(options: dict[str, Any]) -> dict[str, Any]:
@@ -113,7 +143,7 @@ class Classifier:
         self.preprocessing = preprocessing_from(fields_of(checkpoint))
         self.runtime = runtime
         self.model = from_pretrained(checkpoint, framework=runtime, optimize=True, **options)
-        self.labels: dict[int, str] = self.model.config.id2label
+        self.labels: dict[int, str] = self.model.labels
 
     def prepare(self, image: Any) -> np.ndarray:
         """Maps an image to what `probabilities` takes: a batch of one."""

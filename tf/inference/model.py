@@ -1,34 +1,37 @@
-"""The inference form of a Keras classifier: `fuse` folds and reorders what only training needs as it is.
+"""The inference form of a Keras classifier: the folded network of `inference.folding` as TensorFlow graphs.
 
-Exact rewrites, on a copy of the weights:
-
-- BatchNorm goes into the kernel and bias of its convolution;
-- scale and shift of a norm go into the linear layer that reads it;
-- version 1: one matrix product for query, key and value, with the scale of the attention in the query;
-  all that is added to the tokens has its channel mean taken out beforehand, so LayerNorm needs none;
-- version 2: the key is projected after the pooling, where one vector per place is left of N.
-
-The folded weights are constants of one graph per image size. This form is not trained and not saved.
+One rewrite more, in version 1: all that is added to the tokens has its channel mean taken out beforehand, so that
+LayerNorm needs none. The weights are constants of one graph per image size.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 
 from mobilevit_hub.errors import InputError, require
+from mobilevit_hub.inference.folding import (
+    Convolution,
+    FoldedNetwork,
+    InvertedResidual,
+    Linear,
+    Norm,
+    Version1Block,
+    Version1Layer,
+    Version2Block,
+    Version2Layer,
+)
 
-from ..layers import ConvNormAct, check_pixel_values, image_input, patch_multiple, require_tensorflow, resize
-from ..mobilevit import MobileViTBlock, TFMobileViTForImageClassification
-from ..mobilevitv2 import MobileViTV2Block, TFMobileViTV2ForImageClassification
-from .folding import Function, Linear, as_linear, folded_convolution, is_depthwise
+from ..layers import check_pixel_values, image_input, patch_multiple, require_tensorflow, resize
 
 require("tensorflow", "tf", "fuse()")
 import tensorflow as tf  # noqa: E402
 
+Function = Callable[[Any], Any]
 MAX_GRAPHS = 16
 TRANSFORMER = "transformer"
 """Scope of the names of all that a transformer computes, so that an exporter can tell it from the convolutions."""
@@ -56,15 +59,17 @@ def swish(features: tf.Tensor) -> tf.Tensor:
     return features * tf.sigmoid(features)
 
 
-def activation_of(layer: keras.layers.Activation | None) -> Function:
-    """The activation of a layer; the identity where it has none."""
-    if layer is None:
-        return lambda features: features
-    return swish if layer.activation is keras.activations.silu else layer.activation
+ACTIVATIONS: dict[str | None, Function] = {
+    None: lambda features: features,
+    "silu": swish,
+    "relu": tf.nn.relu,
+    "gelu": keras.activations.get("gelu"),
+}
 
 
-def standardisation(norm: Any, *, axes: tuple[int, ...] = (-1,), centred: bool = False) -> Function:
-    """A norm without its scale and shift; `centred` says that the mean is zero already."""
+def standardisation(norm: Norm, *, centred: bool = False) -> Function:
+    """A norm without its scale and shift, on `(B, P, N, width)`; `centred` says that the mean is zero already."""
+    axes = (1, 2, 3) if norm.jointly else (-1,)
 
     def run(tokens: tf.Tensor) -> tf.Tensor:
         if not centred:
@@ -74,48 +79,49 @@ def standardisation(norm: Any, *, axes: tuple[int, ...] = (-1,), centred: bool =
     return run
 
 
-def version_2_norm(norm: Any) -> Function:
-    """GroupNorm with one group, or LayerNorm, on `(B, P, N, width)`, without scale and shift."""
-    return standardisation(norm, axes=(-1,) if isinstance(norm, keras.layers.LayerNormalization) else (1, 2, 3))
-
-
 # --------------------------------------------------------------------------------------------------
 # Operations that a runtime wants in its own way
 # --------------------------------------------------------------------------------------------------
 
 
+def kernel_of(layer: Convolution) -> tuple[np.ndarray, Any]:
+    """The kernel in TensorFlow's layout, and the operation that takes it."""
+    if layer.depthwise:
+        return layer.weight.transpose(2, 3, 0, 1), tf.nn.depthwise_conv2d
+    return layer.weight.transpose(2, 3, 1, 0), tf.nn.conv2d
+
+
 class Operations:
     """How TensorFlow on a CPU computes them fastest; a subclass does the same for another runtime."""
 
-    def convolution(self, layer: ConvNormAct) -> Function:
-        """Convolution, BatchNorm and activation as one biased convolution and the activation.
+    def convolution(self, layer: Convolution) -> Function:
+        """Convolution, bias and activation.
 
         At stride 2 the kernel gets a row and a column of zeros at its far sides: of an even kernel "SAME" pads the
         near sides as the layer does, whatever the size of the map, and only zeros meet what it pads beyond.
         """
-        kernel, bias = folded_convolution(layer)
-        activation = activation_of(layer.activation)
-        run_convolution = tf.nn.depthwise_conv2d if is_depthwise(layer) else tf.nn.conv2d
-        steps, dilation = (1, layer.stride, layer.stride, 1), layer.convolution.dilation_rate
+        kernel, run_convolution = kernel_of(layer)
+        steps, dilation = (1, layer.stride, layer.stride, 1), (layer.dilation, layer.dilation)
         if layer.stride == 2:
             kernel = np.pad(kernel, ((0, 1), (0, 1), (0, 0), (0, 0)))
 
         def run(features: tf.Tensor) -> tf.Tensor:
             features = run_convolution(features, constant(kernel), steps, "SAME", dilations=dilation)
-            return activation(tf.nn.bias_add(features, constant(bias)))
+            return ACTIVATIONS[layer.activation](tf.nn.bias_add(features, constant(layer.bias)))
 
         return run
 
     def linear(self, layer: Linear) -> Function:
-        """Applies it to the last axis of `(…, in)`."""
+        """Applies it, and its activation, to the last axis of `(…, in)`."""
+        kernel = layer.weight.T
 
         def run(features: tf.Tensor) -> tf.Tensor:
-            if len(features.shape) > 2 and min(layer.kernel.shape) >= WIDE:
-                maps = tf.nn.conv2d(features, constant(layer.kernel[None, None]), 1, "SAME")
-                return tf.nn.bias_add(maps, constant(layer.bias))
-            rows = tf.reshape(features, (-1, layer.kernel.shape[0]))
-            rows = tf.nn.bias_add(tf.matmul(rows, constant(layer.kernel)), constant(layer.bias))
-            return tf.reshape(rows, [-1, *features.shape[1:-1], layer.kernel.shape[1]])
+            if len(features.shape) > 2 and min(kernel.shape) >= WIDE:
+                maps = tf.nn.conv2d(features, constant(kernel[None, None]), 1, "SAME")
+                return ACTIVATIONS[layer.activation](tf.nn.bias_add(maps, constant(layer.bias)))
+            rows = tf.reshape(features, (-1, kernel.shape[0]))
+            rows = tf.nn.bias_add(tf.matmul(rows, constant(kernel)), constant(layer.bias))
+            return ACTIVATIONS[layer.activation](tf.reshape(rows, [-1, *features.shape[1:-1], kernel.shape[1]]))
 
         return run
 
@@ -156,56 +162,44 @@ def _transpose(features: tf.Tensor, axes: tuple[int, ...]) -> tf.Tensor:
 
 
 # --------------------------------------------------------------------------------------------------
-# The network: each function takes layers of the trainable model and returns a function without variables
+# The network: each function takes a record and returns a function without variables
 # --------------------------------------------------------------------------------------------------
 
 
-def inverted_residual(block: Any, operations: Operations) -> Function:
+def inverted_residual(block: InvertedResidual, operations: Operations) -> Function:
     """Expansion, depthwise convolution, reduction."""
-    layers = (block.expand_1x1, block.conv_3x3, block.reduce_1x1)
+    layers = (block.expand, block.depthwise, block.reduce)
     body = chain([operations.convolution(layer) for layer in layers if layer is not None])
     return residual(body) if block.use_residual else body
 
 
-def attention(layer: Any, operations: Operations) -> Function:
-    """LayerNorm, self-attention and output projection of a version 1 transformer layer."""
-    inner = layer.attention.attention
-    scale = (inner.width // inner.heads) ** -0.5
-    parts = [as_linear(part).after(layer.layernorm_before) for part in (inner.query, inner.key, inner.value)]
-    parts[0] = Linear(parts[0].kernel * scale, parts[0].bias * scale)
-    qkv = Linear(np.concatenate([p.kernel for p in parts], 1), np.concatenate([p.bias for p in parts]))
+def attention(layer: Version1Layer, operations: Operations) -> Function:
+    """Norm, self-attention and output projection of a version 1 transformer layer."""
     return chain(
         [
-            standardisation(layer.layernorm_before, centred=True),
-            operations.linear(qkv),
-            lambda projected: operations.attend(projected, inner.heads),
-            operations.linear(as_linear(layer.attention.output_.dense).without_mean()),
+            standardisation(layer.norm, centred=True),
+            operations.linear(layer.qkv),
+            lambda projected: operations.attend(projected, layer.heads),
+            operations.linear(layer.out.without_mean()),
         ]
     )
 
 
-def feed_forward(layer: Any, operations: Operations) -> Function:
-    """LayerNorm and the two linear layers of a version 1 transformer layer."""
-    return chain(
-        [
-            standardisation(layer.layernorm_after, centred=True),
-            operations.linear(as_linear(layer.intermediate.dense).after(layer.layernorm_after)),
-            activation_of(layer.activation),
-            operations.linear(as_linear(layer.output_.dense).without_mean()),
-        ]
-    )
+def feed_forward(layer: Version1Layer, operations: Operations) -> Function:
+    """Norm and the two linear layers of a version 1 transformer layer."""
+    linear = [operations.linear(layer.first), operations.linear(layer.second.without_mean())]
+    return chain([standardisation(layer.norm, centred=True), *linear])
 
 
-def version_1_block(block: MobileViTBlock, operations: Operations) -> Function:
+def version_1_block(block: Version1Block, operations: Operations) -> Function:
     """A MobileViT block and the inverted residual before it."""
-    downsampling = inverted_residual(block.downsampling_layer, operations)
+    downsampling = inverted_residual(block.downsampling, operations)
     conv_kxk = operations.convolution(block.conv_kxk)
-    conv_1x1 = operations.linear(as_linear(block.conv_1x1).without_mean())
+    conv_1x1 = operations.linear(block.conv_1x1.linear.without_mean())
     parts = (attention, feed_forward)
-    layers = [residual(part(layer, operations)) for layer in block.transformer.layer for part in parts]
-    transformer = chain([*layers, standardisation(block.layernorm, centred=True)])
-    projection = operations.linear(as_linear(block.conv_projection).after(block.layernorm))
-    activation = activation_of(block.conv_projection.activation)
+    layers = [residual(part(layer, operations)) for layer in block.layers for part in parts]
+    transformer = chain([*layers, standardisation(block.norm, centred=True)])
+    projection, activation = operations.linear(block.projection), ACTIVATIONS[block.activation]
     fusion = operations.convolution(block.fusion) if block.fusion is not None else None
     patch = block.patch_size
 
@@ -223,48 +217,32 @@ def version_1_block(block: MobileViTBlock, operations: Operations) -> Function:
     return run
 
 
-def separable_attention(layer: Any, operations: Operations) -> Function:
-    """Norm, separable self-attention and output projection of a version 2 transformer layer.
-
-    The weights of the pooling sum to 1, so the key of the pooled token is the pooled key; for the same
-    reason the query's bias has no effect.
-    """
-    inner, width = layer.attention, layer.attention.width
-    norm = version_2_norm(layer.layernorm_before)
-    qkv = as_linear(inner.qkv_proj).after(layer.layernorm_before)
-    columns = (qkv.columns(0, 1), qkv.columns(1, 1 + width), qkv.columns(1 + width, None))
-    query, key, value = map(operations.linear, columns)
-    out = operations.linear(as_linear(inner.out_proj))
+def separable_attention(layer: Version2Layer, operations: Operations) -> Function:
+    """Norm, separable self-attention and output projection of a version 2 transformer layer."""
+    norm = standardisation(layer.norm)
+    query, key, value, out = map(operations.linear, (layer.query, layer.key, layer.value, layer.out))
 
     def run(tokens: tf.Tensor) -> tf.Tensor:
         tokens = norm(tokens)
         context = key(operations.pool(query(tokens), tokens))
-        return out(tf.nn.relu(value(tokens)) * context)
+        return out(value(tokens) * context)
 
     return run
 
 
-def version_2_feed_forward(layer: Any, operations: Operations) -> Function:
+def version_2_feed_forward(layer: Version2Layer, operations: Operations) -> Function:
     """Norm and the two pointwise convolutions of a version 2 transformer layer."""
-    return chain(
-        [
-            version_2_norm(layer.layernorm_after),
-            operations.linear(as_linear(layer.ffn.conv1).after(layer.layernorm_after)),
-            activation_of(layer.ffn.conv1.activation),
-            operations.linear(as_linear(layer.ffn.conv2)),
-        ]
-    )
+    return chain([standardisation(layer.norm), operations.linear(layer.first), operations.linear(layer.second)])
 
 
-def version_2_block(block: MobileViTV2Block, operations: Operations) -> Function:
+def version_2_block(block: Version2Block, operations: Operations) -> Function:
     """A MobileViTv2 block and the inverted residual before it."""
-    downsampling = inverted_residual(block.downsampling_layer, operations)
-    local = chain([operations.convolution(block.conv_kxk), operations.linear(as_linear(block.conv_1x1))])
+    downsampling = inverted_residual(block.downsampling, operations)
+    local = chain([operations.convolution(block.conv_kxk), operations.linear(block.conv_1x1.linear)])
     parts = (separable_attention, version_2_feed_forward)
-    layers = [residual(part(layer, operations)) for layer in block.transformer.layer for part in parts]
-    transformer = chain([*layers, version_2_norm(block.layernorm)])
-    plain, patch = as_linear(block.conv_projection), block.patch_size
-    projection, stock = operations.linear(plain.after(block.layernorm)), block.odd_map == "stock"
+    layers = [residual(part(layer, operations)) for layer in block.layers for part in parts]
+    transformer = chain([*layers, standardisation(block.norm)])
+    projection, patch, stock = operations.linear(block.projection), block.patch_size, block.odd_map == "stock"
 
     def run(features: tf.Tensor) -> tf.Tensor:
         features = downsampling(features)
@@ -283,48 +261,56 @@ def version_2_block(block: MobileViTV2Block, operations: Operations) -> Function
         features = projection(features)
         if not stock:
             return features
-        # transformers projects zeros where no patch fits: what comes out is the bias
-        bias = constant(plain.bias)
-        return tf.pad(features - bias, ((0, 0), (0, sides[0] - height), (0, sides[1] - width), (0, 0))) + bias
+        rest = constant(block.rest)
+        return tf.pad(features - rest, ((0, 0), (0, sides[0] - height), (0, sides[1] - width), (0, 0))) + rest
 
     return run
 
 
-def stage(layer: Any, operations: Operations) -> Function:
-    """One of the five stages."""
-    if isinstance(layer, MobileViTBlock):
-        return version_1_block(layer, operations)
-    if isinstance(layer, MobileViTV2Block):
-        return version_2_block(layer, operations)
-    return chain([inverted_residual(block, operations) for block in layer.layer])
+STAGES: dict[type, Callable[[Any, Operations], Function]] = {
+    Convolution: lambda layer, operations: operations.convolution(layer),
+    InvertedResidual: inverted_residual,
+    Version1Block: version_1_block,
+    Version2Block: version_2_block,
+}
 
 
-def folded_network(model: Any, operations: Operations) -> Function:
+def folded_network(network: FoldedNetwork, operations: Operations) -> Function:
     """A classifier as a function from `pixel_values` `(B, H, W, C)` to logits `(B, num_labels)`."""
-    backbone, *classifier = model.parts.values()
-    features = [
-        stage(layer, operations) if name.startswith("encoder") else operations.convolution(layer)
-        for name, layer in backbone.parts.items()
-    ]
-    head = [operations.linear(as_linear(layer)) for layer in classifier]
+    features = [STAGES[type(layer)](layer, operations) for layer in network.features]
+    head = [] if network.classifier is None else [operations.linear(network.classifier)]
     return chain([*features, lambda maps: tf.reduce_mean(maps, (1, 2)), *head])
 
 
 class FusedModel:
-    """A classifier for inference, made by `fuse`. Its weights are constants; safe to call from several threads.
+    """A classifier for inference. Its weights are constants; safe to call from several threads.
 
     Call it with `pixel_values` `(B, H, W, C)`, floats in [0, 1] in the channel order of the checkpoint,
     and get logits `(B, num_labels)` as a tensor. It takes the image sizes that its model takes; the first
     image of a size waits for its graph (seconds), and the graphs of the last 16 sizes are kept.
 
+    Args:
+        network: The folded network: `folded()` of a classifier, or what `inference.folding.fold` makes of a checkpoint.
+        input_shape: `(None, H, W, C)` of a model that takes one size only.
+
     Attributes:
-        config: The config of the model that it was made from.
+        labels: Names of the labels by index.
     """
 
-    def __init__(self, model: Any) -> None:
-        self.config, self._input_shape = model.config, model.input_shape
-        self._network = folded_network(model, Operations())
+    def __init__(self, network: FoldedNetwork, input_shape: tuple[int | None, ...] | None = None) -> None:
+        require_tensorflow("fuse()")
+        self._config = network.config
+        self.labels: dict[int, str] = network.config.id2label
+        self._input_shape = input_shape or (None, None, None, network.config.num_channels)
+        self._network = folded_network(network, Operations())
         self._graph = functools.lru_cache(MAX_GRAPHS)(self._trace)
+
+    @property
+    def config(self) -> Any:
+        """The config of the network."""
+        from mobilevit_hub.network.configuration import full_config  # which imports transformers
+
+        return full_config(self._config)
 
     def __call__(self, pixel_values: Any) -> tf.Tensor:
         """Logits of a batch, computed at once.
@@ -344,7 +330,7 @@ class FusedModel:
 
     def _trace(self, height: int, width: int) -> Any:
         """The graph of one image size, for any number of images."""
-        signature = [tf.TensorSpec((None, height, width, self.config.num_channels), tf.float32)]
+        signature = [tf.TensorSpec((None, height, width, self._config.num_channels), tf.float32)]
         return tf.function(self._network, signature, autograph=False, jit_compile=False).get_concrete_function()
 
 
@@ -362,14 +348,13 @@ def fuse(model: Any, image_size: int | tuple[int, int] | None = None) -> FusedMo
         InputError: It is another model, or one that does not take `image_size`.
         MissingDependencyError: Keras runs on another backend than TensorFlow.
     """
-    require_tensorflow("fuse()")
-    if not isinstance(model, TFMobileViTForImageClassification | TFMobileViTV2ForImageClassification):
+    if not hasattr(model, "folded"):
         raise InputError(
             f"fuse() got {type(model).__name__}; it takes a TFMobileViTForImageClassification or "
             "TFMobileViTV2ForImageClassification.",
             field="model",
         )
-    fused = FusedModel(model)
+    fused = FusedModel(model.folded(), model.input_shape)
     if image_size is not None:
         fused(np.zeros((1, *image_input(model.config, image_size).shape[1:]), np.float32))
     return fused

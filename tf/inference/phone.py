@@ -1,6 +1,6 @@
 """The phone form of a Keras classifier: its graph in the operations that phones run fastest, as a `.tflite` file.
 
-The structure and the exact rewrites are those of `inference`. On top of them: batch 1 and static
+The network is that of `inference.folding`. On top of them: batch 1 and static
 sizes throughout, no tensor above rank 4, and the preprocessing after the resize: the image goes in as bytes in RGB,
 and the stem's kernel takes the division by 255 and the channel order of the checkpoint.
 """
@@ -13,10 +13,9 @@ from typing import Any
 import tensorflow as tf
 
 from mobilevit_hub.errors import ExportError
+from mobilevit_hub.inference.folding import Convolution, FoldedNetwork, Linear
 
-from ..layers import ConvNormAct
-from .folding import Function, Linear, folded_convolution, is_depthwise
-from .model import Operations, activation_of, constant, folded_network
+from .model import ACTIVATIONS, Function, Operations, constant, folded_network, kernel_of
 
 INPUT = "image"
 OUTPUTS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {"probabilities": tf.nn.softmax, "logits": tf.identity}
@@ -32,37 +31,35 @@ class PhoneOperations(Operations):
         flip: Whether the checkpoint takes the channels in the opposite order of the image.
     """
 
-    def __init__(self, stem: ConvNormAct, scale: float, flip: bool) -> None:
+    def __init__(self, stem: Any, scale: float, flip: bool) -> None:
         self.stem, self.scale, self.flip = stem, scale, flip
 
-    def convolution(self, layer: ConvNormAct) -> Function:
+    def convolution(self, layer: Convolution) -> Function:
         """At stride 2 with explicit padding: TensorFlow's "SAME" would pad the far sides only."""
-        kernel, bias = folded_convolution(layer)
+        kernel, run_convolution = kernel_of(layer)
         if layer is self.stem:
             kernel = self.scale * (kernel[:, :, ::-1] if self.flip else kernel)
-        activation, stride, padding = activation_of(layer.activation), layer.stride, layer.padding
-        run_convolution = tf.nn.depthwise_conv2d if is_depthwise(layer) else tf.nn.conv2d
-        steps, dilation = (1, stride, stride, 1), layer.convolution.dilation_rate
-        around = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+        stride, sides = layer.stride, (layer.padding, layer.padding)
 
         def run(features: tf.Tensor) -> tf.Tensor:
-            if stride > 1 and padding:
-                features = tf.pad(features, around)
-            mode = "VALID" if stride > 1 else "SAME"
-            features = run_convolution(features, constant(kernel), steps, mode, dilations=dilation)
-            return activation(tf.nn.bias_add(features, constant(bias)))
+            if stride > 1 and layer.padding:
+                features = tf.pad(features, ((0, 0), sides, sides, (0, 0)))
+            steps, mode = (1, stride, stride, 1), "VALID" if stride > 1 else "SAME"
+            features = run_convolution(features, constant(kernel), steps, mode, dilations=(layer.dilation,) * 2)
+            return ACTIVATIONS[layer.activation](tf.nn.bias_add(features, constant(layer.bias)))
 
         return run
 
     def linear(self, layer: Linear) -> Function:
-        """A pointwise convolution of maps and tokens, a matrix product of vectors."""
+        """A pointwise convolution of maps and tokens, a matrix product of vectors; then its activation."""
+        kernel = layer.weight.T
 
         def run(features: tf.Tensor) -> tf.Tensor:
             if len(features.shape) == 4:
-                product = tf.nn.conv2d(features, constant(layer.kernel[None, None]), 1, "VALID")
+                product = tf.nn.conv2d(features, constant(kernel[None, None]), 1, "VALID")
             else:
-                product = tf.matmul(features, constant(layer.kernel))
-            return tf.nn.bias_add(product, constant(layer.bias))
+                product = tf.matmul(features, constant(kernel))
+            return ACTIVATIONS[layer.activation](tf.nn.bias_add(product, constant(layer.bias)))
 
         return run
 
@@ -105,11 +102,13 @@ class PhoneOperations(Operations):
         )
 
 
-def convert_network(model: Any, size: tuple[int, int], *, input_type: str, output: str, channel_order: str) -> bytes:
+def convert_network(
+    network: FoldedNetwork, size: tuple[int, int], *, input_type: str, output: str, channel_order: str
+) -> bytes:
     """Makes the float32 file of a classifier.
 
     Args:
-        model: A Keras classifier.
+        network: The folded network: `folded()` of a classifier.
         size: Height and width of the image in pixels.
         input_type: `"uint8"`, 0 to 255, or `"float32"`, 0 to 1.
         output: One of `OUTPUTS`.
@@ -118,14 +117,13 @@ def convert_network(model: Any, size: tuple[int, int], *, input_type: str, outpu
     Raises:
         ExportError: TensorFlow's converter failed.
     """
-    stem = model.backbone.parts["conv_stem"]
     is_bytes = input_type == "uint8"
-    operations = PhoneOperations(stem, 1 / 255 if is_bytes else 1.0, channel_order == "bgr")
-    network = folded_network(model, operations)
+    operations = PhoneOperations(network.features[0], 1 / 255 if is_bytes else 1.0, channel_order == "bgr")
+    compute = folded_network(network, operations)
     module = tf.Module()  # which holds the function only: variables reachable from it would stay variables
 
     def run(image: tf.Tensor) -> dict[str, tf.Tensor]:
-        return {output: OUTPUTS[output](network(tf.cast(image, tf.float32)))}
+        return {output: OUTPUTS[output](compute(tf.cast(image, tf.float32)))}
 
     signature = tf.TensorSpec((1, *size, 3), tf.uint8 if is_bytes else tf.float32, INPUT)
     module.run = tf.function(run, [signature], autograph=False, jit_compile=False)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import difflib
 import os
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,14 +17,13 @@ from typing import Any
 import numpy as np
 from transformers import PretrainedConfig
 
-from ..errors import CheckpointError, ConfigError, InputError, MobileViTHubWarning
-from ..hub.find import SAVE_ID, Checkpoint, find_checkpoint
-from ..network.configuration import config_from_dict, load_config
+from ..errors import ConfigError, InputError, MobileViTHubWarning
+from ..hub.find import Checkpoint
+from ..network.configuration import config_from_dict, full_config, load_config
 from ..network.fields import check_labels
-from ..network.names import SCHEMES, renames, to_ours
 from ..network.structure import HEADS
 from .fitting import LoadReport, fit_tensors
-from .tensors import check_values, read_tensors
+from .reading import read_checkpoint
 
 NUMBER_TYPES = ("float32", "float16", "bfloat16", "float64")
 ATTENTIONS = ("sdpa", "eager")
@@ -206,54 +204,6 @@ def _check_version(checkpoint: Checkpoint, config: Any, model_class: Any) -> Non
 
 
 def open_checkpoint(name: str | Path | Checkpoint, **places: Any) -> tuple[Checkpoint, Any, dict[str, np.ndarray]]:
-    """Finds a checkpoint and reads its config and its weights, which belong to the same save.
-
-    Args:
-        name: As for `find_checkpoint`.
-        places: Options of `find_checkpoint`.
-
-    Raises:
-        SourceError, ConfigError: See `find_checkpoint`.
-        CheckpointError: See `load_tensors`.
-    """
-    checkpoint = find_checkpoint(name, **places)
-    for pause in (0.05, 0.05, 0.05, None):
-        config = load_config(checkpoint)
-        try:
-            return checkpoint, config, load_tensors(checkpoint, config)
-        except CheckpointError as error:
-            # Somebody may be between renaming the weights and renaming the config: read both again.
-            if error.field != SAVE_ID or pause is None:
-                raise
-            time.sleep(pause)
-            checkpoint = checkpoint.read_again()
-    raise AssertionError  # pragma: no cover - the last round returns or raises
-
-
-def load_tensors(checkpoint: Checkpoint, config: Any) -> dict[str, np.ndarray]:
-    """Reads a checkpoint's weights under our names, and checks their values.
-
-    Raises:
-        CheckpointError: The file is damaged or unsafe, its values cannot be weights, or weights and
-            config come from different saves.
-    """
-    tensors, metadata = read_tensors(checkpoint.weights_file)
-    check_save_id(checkpoint, metadata)
-    check_values(tensors, checkpoint.weights_file)
-    if checkpoint.is_timm:
-        tensors = to_ours(tensors, renames(config, "timm"), checkpoint.weights_file, SCHEMES["timm"].title)
-    return tensors
-
-
-def check_save_id(checkpoint: Checkpoint, metadata: dict[str, str]) -> None:
-    """Raises `CheckpointError` when weights with this metadata and a checkpoint's config are of different saves."""
-    expected, found = checkpoint.config_data.get(SAVE_ID), metadata.get(SAVE_ID)
-    if expected is not None and found is not None and found != expected:
-        raise CheckpointError(
-            f"{checkpoint.weights_file.parent}: weights and config come from different saves; save the checkpoint "
-            "again.",
-            path=checkpoint.weights_file,
-            field=SAVE_ID,
-            found=found,
-            expected=expected,
-        )
+    """Finds a checkpoint and reads its config and its weights; see `reading.read_checkpoint`."""
+    checkpoint, network, tensors = read_checkpoint(name, **places)
+    return checkpoint, full_config(network), tensors

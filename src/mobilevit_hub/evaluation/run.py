@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from ..data.labelled import LabelledImages, Photo, StreamedImages, public_name
+from ..data.labelled import LabelledImages, Photo, StreamedImages
+from ..data.opening import public_name
 from ..data.pipeline import default_workers, prepare_ahead, room_for
 from ..errors import CheckpointError, InputError, MobileViTHubWarning
 from ..files import json_bytes, write_json

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from ..data.label_maps import check_imagenet_labels, label_indices
-from ..data.labelled import LabelledImages, Photo, StreamedImages, open_images, public_name, stream_images
+from ..data.labelled import LabelledImages, Photo, StreamedImages
+from ..data.opening import open_images, public_name, stream_images
 from ..data.pipeline import check_workers
 from ..errors import InputError, MobileViTHubWarning, NotFoundError
 from ..files import json_bytes, sha256_of, temporary_folder, write_json

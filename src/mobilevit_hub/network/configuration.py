@@ -6,10 +6,9 @@ either library opens in the other. New fields default to what Apple's published 
 
 from __future__ import annotations
 
+import copy
 import difflib
-import itertools
 import warnings
-from collections.abc import Iterator
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any
@@ -21,21 +20,29 @@ from transformers import PretrainedConfig
 from ..errors import ConfigError, MobileViTHubWarning
 from ..hub.find import PLACES, Checkpoint, config_values, find_checkpoint
 from ..json_files import read_json
-from ..rules import Rule, fail
-from .architecture import make_divisible
-from .fields import CODE_KEYS, FOREIGN_KEYS, V1_RULES, V2_RULES, check_labels, same_labels
-
-MAX_PARAMETERS = 500_000_000
+from ..rules import Rule
+from .architecture import Version1, Version2
+from .fields import (
+    CODE_KEYS,
+    FOREIGN_KEYS,
+    V1_DEFAULTS,
+    V1_RULES,
+    V2_DEFAULTS,
+    V2_RULES,
+    Network,
+    check_labels,
+    same_labels,
+)
 
 
 class _CheckedConfig:
     """Range checks and preset access, mixed into both configs."""
 
     field_rules: dict[str, Rule]
-    new_defaults: dict[str, Any]
+    defaults: dict[str, Any]
 
     def __init__(self, **values: Any) -> None:
-        values = {**self.new_defaults, **values}
+        values = {**copy.deepcopy(self.defaults), **values}
         self._warn_about_unknown(values)
         ids = values.get("label2id")
         if values.get("id2label") == ids == {}:  # how a config without labels is written
@@ -66,7 +73,7 @@ class _CheckedConfig:
             if name in self.field_rules:
                 values[name] = self.field_rules[name](name, value)
         super().__init__(**values)
-        self._check_together()
+        self.check_together()  # type: ignore[attr-defined]
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self.field_rules:
@@ -76,7 +83,7 @@ class _CheckedConfig:
     @classmethod
     def known_fields(cls) -> set[str]:
         """Names of all fields that a config file may hold."""
-        return {f.name for f in dataclass_fields(cls)} | set(cls.field_rules) | set(cls.new_defaults)  # type: ignore[arg-type]
+        return {f.name for f in dataclass_fields(cls)} | set(cls.field_rules) | set(cls.defaults)  # type: ignore[arg-type]
 
     @classmethod
     def _warn_about_unknown(cls, values: dict[str, Any]) -> None:
@@ -133,7 +140,7 @@ class _CheckedConfig:
             options: `revision`, `token`, `cache_dir`, `local_files_only`, and config fields to change.
 
         Raises:
-            SourceError, ConfigError: See `checkpoints.find_checkpoint`.
+            SourceError, ConfigError: See `hub.find.find_checkpoint`.
         """
         places = {name: options.pop(name) for name in PLACES if name in options}
         checkpoint = find_checkpoint(pretrained_model_name_or_path, **places)
@@ -153,48 +160,8 @@ class _CheckedConfig:
         """Reads and checks a `config.json`."""
         return config_from_dict(read_json(path), path, expected=cls)
 
-    # What the networks of both versions need, per stage ------------------------------------------
 
-    @property
-    def stage_channels(self) -> tuple[int, ...]:
-        """Channels of the stem and of stages 1 to 5."""
-        raise AttributeError  # pragma: no cover - both subclasses define it
-
-    @property
-    def patch_sizes(self) -> tuple[int, int, int]:
-        """Patch side of stages 3, 4 and 5, in feature-map pixels."""
-        size = self.patch_size  # type: ignore[attr-defined]
-        return tuple(size) if isinstance(size, list | tuple) else (size,) * 3  # type: ignore[return-value]
-
-    @property
-    def stage_strides(self) -> tuple[int, ...]:
-        """Down-sampling factor of the stem and of stages 1 to 5, in image pixels per map pixel."""
-        return (2, 2, 4) + tuple(
-            min(2**stage, self.output_stride)  # type: ignore[attr-defined]
-            for stage in (3, 4, 5)
-        )
-
-    def _check_together(self) -> None:
-        count = sum(self._parameter_terms())
-        if count > MAX_PARAMETERS:
-            raise ConfigError(
-                f"This config describes about {count / 1e6:,.0f} million parameters; "
-                f"the limit is {MAX_PARAMETERS / 1e6:,.0f} million. Check the widths.",
-                field="parameters",
-                found=count,
-                expected=MAX_PARAMETERS,
-            )
-
-    def _parameter_terms(self) -> Iterator[int]:
-        """Sizes of the large weight matrices: enough to refuse a config that could never fit."""
-        widths = self.stage_channels
-        ratio = self.expand_ratio  # type: ignore[attr-defined]
-        for before, after in itertools.pairwise(widths):
-            yield int(before * ratio * (before + after))
-        yield widths[-1] * (self.num_labels or 0)  # type: ignore[attr-defined]
-
-
-class MobileViTConfig(_CheckedConfig, StockMobileViTConfig):
+class MobileViTConfig(_CheckedConfig, Version1, StockMobileViTConfig):
     """Describes a MobileViT (version 1) network; the defaults are those of `mobilevit-s`.
 
     Fields of the transformers config keep their names and meaning. The values that published
@@ -215,45 +182,14 @@ class MobileViTConfig(_CheckedConfig, StockMobileViTConfig):
     """
 
     field_rules = V1_RULES
-    new_defaults = {
-        "n_attn_blocks": [2, 4, 3],
-        "attention_head_size": None,
-        "use_fusion": True,
-        "ffn_dropout": 0.0,
-    }
+    defaults = V1_DEFAULTS
 
     def __init__(self, **values: Any) -> None:
         # Defined here because transformers writes an __init__ into every config class without one.
         super().__init__(**values)
 
-    @property
-    def stage_channels(self) -> tuple[int, ...]:
-        """Channels of the stem and of stages 1 to 5."""
-        return tuple(self.neck_hidden_sizes[:6])
 
-    def heads(self, width: int) -> int:
-        """Number of attention heads of a transformer of this width."""
-        name = "num_attention_heads" if self.attention_head_size is None else "attention_head_size"
-        value = getattr(self, name)
-        if width % value:
-            raise fail(name, value, f"a divisor of each of hidden_sizes {list(self.hidden_sizes)}")
-        return value if self.attention_head_size is None else width // value
-
-    def _check_together(self) -> None:
-        for width in self.hidden_sizes:
-            self.heads(width)
-        super()._check_together()
-
-    def _parameter_terms(self) -> Iterator[int]:
-        yield from super()._parameter_terms()
-        kernel = self.conv_kernel_size**2
-        for width, channels, layers in zip(self.hidden_sizes, self.stage_channels[3:], self.n_attn_blocks, strict=True):
-            yield int(layers * width * width * (4 + 2 * self.mlp_ratio))
-            yield channels * channels * kernel * (3 if self.use_fusion else 1) + 2 * channels * width
-        yield self.neck_hidden_sizes[5] * self.neck_hidden_sizes[6]
-
-
-class MobileViTV2Config(_CheckedConfig, StockMobileViTV2Config):
+class MobileViTV2Config(_CheckedConfig, Version2, StockMobileViTV2Config):
     """Describes a MobileViTv2 network; the defaults are those of `mobilevitv2-1.0`.
 
     Fields of the transformers config keep their names and meaning. Additional fields:
@@ -270,43 +206,10 @@ class MobileViTV2Config(_CheckedConfig, StockMobileViTV2Config):
     """
 
     field_rules = V2_RULES
-    new_defaults = {"hidden_dropout_prob": 0.0, "attn_norm": "group", "odd_map": "apple"}
+    defaults = V2_DEFAULTS
 
     def __init__(self, **values: Any) -> None:
         super().__init__(**values)
-
-    @property
-    def stage_channels(self) -> tuple[int, ...]:
-        """Channels of the stem and of stages 1 to 5 (paper, section 4; Apple's rounding)."""
-        alpha = self.width_multiplier
-        return (
-            make_divisible(min(max(32 * alpha, 16), 64), divisor=8, minimum=16),
-            make_divisible(64 * alpha, divisor=16),
-            make_divisible(128 * alpha, divisor=8),
-            make_divisible(256 * alpha, divisor=8),
-            make_divisible(384 * alpha, divisor=8),
-            make_divisible(512 * alpha, divisor=8),
-        )
-
-    @property
-    def hidden_sizes(self) -> tuple[int, ...]:
-        """Width of the attention layers of stages 3, 4 and 5."""
-        return tuple(make_divisible(d * self.width_multiplier, divisor=8) for d in self.base_attn_unit_dims)
-
-    def ffn_size(self, width: int) -> int:
-        """Width of the feed-forward part of an attention layer, a multiple of 16."""
-        return max(16, int(self.ffn_multiplier * width // 16 * 16))
-
-    def _check_together(self) -> None:
-        for i, dim in enumerate(self.base_attn_unit_dims):
-            if dim % 8:
-                raise fail(f"base_attn_unit_dims[{i}]", dim, "a multiple of 8")
-        super()._check_together()
-
-    def _parameter_terms(self) -> Iterator[int]:
-        yield from super()._parameter_terms()
-        for width, channels, layers in zip(self.hidden_sizes, self.stage_channels[3:], self.n_attn_blocks, strict=True):
-            yield int(layers * width * width * (3 + 2 * self.ffn_multiplier)) + 2 * channels * width
 
 
 CONFIG_CLASSES: dict[str, type[PretrainedConfig]] = {"mobilevit": MobileViTConfig, "mobilevitv2": MobileViTV2Config}
@@ -356,6 +259,11 @@ def config_from_dict(
     except (TypeError, ValueError, AttributeError) as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise ConfigError(f"{path}: {reason}", path=path) from error
+
+
+def full_config(network: Any) -> Any:
+    """The config of a network that `fields.network_of` read; a config is returned as it is."""
+    return config_from_dict(network.data) if isinstance(network, Network) else network
 
 
 def load_config(checkpoint: Checkpoint, **changes: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The fields of both configs: which values each accepts, and which keys of a file are not fields."""
+"""The fields of both configs: their defaults, which values each accepts, and which keys of a file are not fields."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..rules import Rule, either, fail, flag, integer, number, one_of, optional, several, whole
+from .architecture import Version1, Version2
 
 MAX_LABELS = 100_000
 MAX_LABEL_LENGTH = 512
@@ -62,6 +63,23 @@ V2_RULES: dict[str, Rule] = _SHARED_RULES | {
     "odd_map": one_of("apple", "stock"),
 }
 
+# Those of transformers, and of the fields that it lacks what Apple's published networks do.
+_SHARED_DEFAULTS: dict[str, Any] = {
+    "num_channels": 3, "image_size": 256, "patch_size": 2, "conv_kernel_size": 3, "output_stride": 32,
+    "n_attn_blocks": [2, 4, 3], "layer_norm_eps": 1e-5, "initializer_range": 0.02, "classifier_dropout_prob": 0.1,
+    "ffn_dropout": 0.0, "atrous_rates": [6, 12, 18], "aspp_dropout_prob": 0.1, "semantic_loss_ignore_index": 255,
+}  # fmt: skip
+V1_DEFAULTS: dict[str, Any] = _SHARED_DEFAULTS | {
+    "hidden_sizes": [144, 192, 240], "neck_hidden_sizes": [16, 32, 64, 96, 128, 160, 640], "num_attention_heads": 4,
+    "attention_head_size": None, "mlp_ratio": 2.0, "expand_ratio": 4.0, "hidden_act": "silu", "qkv_bias": True,
+    "use_fusion": True, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.0, "aspp_out_channels": 256,
+}  # fmt: skip
+V2_DEFAULTS: dict[str, Any] = _SHARED_DEFAULTS | {
+    "base_attn_unit_dims": [128, 192, 256], "width_multiplier": 1.0, "ffn_multiplier": 2, "attn_dropout": 0.0,
+    "expand_ratio": 2.0, "hidden_act": "swish", "attn_norm": "group", "odd_map": "apple", "hidden_dropout_prob": 0.0,
+    "aspp_out_channels": 512,
+}  # fmt: skip
+
 # Starts of the keys of a config file that name code or choose it; never acted on. An attention
 # "implementation" can be a Hub repository whose kernels transformers would run.
 CODE_KEYS = (
@@ -76,6 +94,59 @@ FOREIGN_KEYS = {
     "use_cache",  # Trainer sets it
     "mlp_ratio",  # stands in published version 2 configs, without effect there
 }  # fmt: skip
+
+_GENERAL_KEYS = {"architectures", "chunk_size_feed_forward", "is_encoder_decoder", "label2id"}
+
+
+class Network:
+    """A network by the fields of a config file; it has the attributes that networks are built from.
+
+    Attributes:
+        data: Content of the file.
+    """
+
+    def __init__(self, data: dict[str, Any], values: dict[str, Any]) -> None:
+        self.data = data
+        vars(self).update(values)
+
+
+class _Network1(Network, Version1):
+    """A MobileViT."""
+
+
+class _Network2(Network, Version2):
+    """A MobileViTv2."""
+
+
+def network_of(data: dict[str, Any]) -> Any:
+    """The network of a `config.json`, for those who need no transformers.
+
+    Args:
+        data: Content of the file.
+
+    Returns:
+        A `Network`; None where `configuration.config_from_dict` has something to say about the file, or counts its
+        labels by rules of transformers.
+    """
+    kinds: dict[Any, tuple[Any, dict[str, Rule], dict[str, Any]]] = {
+        "mobilevit": (_Network1, V1_RULES, V1_DEFAULTS), "mobilevitv2": (_Network2, V2_RULES, V2_DEFAULTS)
+    }  # fmt: skip
+    kind, labels = data.get("model_type"), data.get("id2label")
+    if kind not in kinds or not labels or any(key.startswith(CODE_KEYS) for key in data):
+        return None
+    cls, rules, defaults = kinds[kind]
+    if set(data) - set(rules) - FOREIGN_KEYS - _GENERAL_KEYS:
+        return None
+    try:
+        fields = defaults | {name: rules[name](name, value) for name, value in data.items() if name in rules}
+        count, ids = len(fields["id2label"]), data.get("label2id")
+        if data.get("num_labels", count) != count or not (ids is None or same_labels(ids, fields["id2label"])):
+            return None
+        network = cls(data, fields | {"num_labels": count})
+        network.check_together()
+    except ConfigError:
+        return None
+    return network
 
 
 def _dtype(name: str, value: Any) -> Any:

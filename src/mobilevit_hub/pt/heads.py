@@ -15,6 +15,7 @@ from transformers.modeling_outputs import (
     ImageClassifierOutputWithNoAttention,
 )
 
+from ..inference.folding import FoldedNetwork, fold
 from ..network.architecture import STAGE_NAMES, feature_names
 from .layers import check_pixel_values
 from .pretrained import HubModel
@@ -109,6 +110,10 @@ class ClassifierMixin(HubModel):
         loss = None if labels is None else self.loss_function(labels, logits, self.config)
         output = ImageClassifierOutputWithNoAttention(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
         return output if self.wants_dict(return_dict) else output.to_tuple()
+
+    def folded(self) -> FoldedNetwork:
+        """The network folded for inference, from a copy of the weights of now."""
+        return fold(self.config, self.checkpoint_tensors())
 
 
 class BackboneMixin(HubModel):

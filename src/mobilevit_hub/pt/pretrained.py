@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -14,7 +15,7 @@ from transformers import initialization as init
 
 from ..checkpoints.loading import Loading, number_type
 from ..checkpoints.saving import describe_weights, save_checkpoint
-from ..errors import ConfigError
+from ..errors import ConfigError, InputError
 from ..files import temporary_folder
 from ..hub.find import Checkpoint
 from ..publishing.upload import push
@@ -144,7 +145,21 @@ class HubModel(PreTrainedModel):
         """
         from .inference.model import InferenceModel
 
-        return InferenceModel(self, dtype=dtype, compile=compile)
+        if not hasattr(self, "folded"):
+            raise InputError(
+                f"optimize_for_inference() is for models with a classifier, not for {type(self).__name__}.",
+                field="model",
+            )
+        return InferenceModel(self.folded(), device=self.device, dtype=dtype, compile=compile)
+
+    def checkpoint_tensors(self, state_dict: dict[str, Tensor] | None = None) -> dict[str, np.ndarray]:
+        """Every weight of the model, or of another state of it, under its name in a checkpoint."""
+        tensors = {}
+        for name, tensor in (self.state_dict() if state_dict is None else state_dict).items():
+            tensor = tensor.detach().cpu()
+            # NumPy has no bfloat16; float32 holds the same values.
+            tensors[name] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).contiguous().numpy()
+        return tensors
 
     def save_pretrained(  # type: ignore[override]
         self,
@@ -178,12 +193,7 @@ class HubModel(PreTrainedModel):
         """
         if not is_main_process:
             return
-        state = self.state_dict() if state_dict is None else state_dict
-        tensors = {}
-        for name, tensor in state.items():
-            tensor = tensor.detach().cpu()
-            # NumPy has no bfloat16; float32 holds the same values.
-            tensors[name] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).contiguous().numpy()
+        tensors = self.checkpoint_tensors(state_dict)
         describe_weights(self.config, type(self).__name__, tensors)
         save_checkpoint(save_directory, tensors, self.config, processor=processor, card=card)
         if push_to_hub:

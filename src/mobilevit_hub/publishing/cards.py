@@ -18,7 +18,7 @@ from ..hub.presets import Preset
 _METRICS = {"top1": ("accuracy", "top-1"), "mean_iou": ("mean_iou", "mean IoU"), "map": ("map", "mAP")}
 _HUB_TASKS = {"semantic-segmentation": "image-segmentation"}
 # Fields of networks that transformers' own classes cannot build.
-_NOT_STOCK = ("n_attn_blocks", "attention_head_size", "use_fusion", "attn_norm")
+_NOT_STOCK = {"mobilevit": ("n_attn_blocks", "attention_head_size", "use_fusion"), "mobilevitv2": ("attn_norm",)}
 PLACE = "path/to/this-folder"
 """What the lines of code open until the checkpoint has a place; publishing puts the repository there."""
 
@@ -224,8 +224,7 @@ def _loading_lines(config: Any, place: str) -> str:
         f"model = mh.from_pretrained({source}{task})  # PyTorch",
         f'model = mh.from_pretrained({source}{task}, framework="tf")  # Keras',
     ]
-    new = {name: value for name, value in getattr(config, "new_defaults", {}).items() if name in _NOT_STOCK}
-    if all(getattr(config, name) == value for name, value in new.items()):
+    if all(getattr(config, name) == config.defaults[name] for name in _NOT_STOCK[config.model_type]):
         stock = "AutoModelForImageClassification" if classifies else "AutoModel"
         lines.append(f"model = transformers.{stock}.from_pretrained({source})  # stock transformers")
     else:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..choices import check_framework
-from ..data.labelled import LabelledImages, open_images, open_split
+from ..data.labelled import LabelledImages
+from ..data.opening import open_images, open_split
 from ..errors import InputError, require
 from ..files import json_bytes, write_json
 from ..hub.find import find_checkpoint

@@ -6,7 +6,6 @@ is kept in the user's cache folder. Computes on CPUs, at every image size, what 
 
 from __future__ import annotations
 
-import copy
 import ctypes
 import functools
 import hashlib
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ...files import cache_folder
-from .folded import FoldedClassifier
+from ...inference.folding import FoldedNetwork, with_arrays
 from .plan import Plan, zeros
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
@@ -142,7 +141,7 @@ class Kernels:
         OSError: As `library`.
     """
 
-    def __init__(self, network: FoldedClassifier, bfloat16: bool = False) -> None:
+    def __init__(self, network: FoldedNetwork, bfloat16: bool = False) -> None:
         self._network, self._library = network, library(bfloat16)
         self._plan = functools.lru_cache(MAX_PLANS)(self._make_plan)
         self._weights: np.ndarray | None = None
@@ -152,11 +151,11 @@ class Kernels:
         """The plan of an image size. The packed weights are the same at every size, and all that is kept of them."""
         fields, kinds = (names().decode().split() for names in (self._library.step_fields, self._library.step_kinds))
         numbers = [int(number()) for number in (self._library.pairs, self._library.chunks)]
-        known = self._weights is not None
-        network = copy.deepcopy(self._network).to_empty(device="cpu") if known else self._network
-        plan = Plan(network, height, width, int(self._library.lanes()), fields, kinds, *numbers)
+        plan = Plan(self._network, height, width, int(self._library.lanes()), fields, kinds, *numbers)
         if self._weights is None:
-            self._weights, self._network = plan.weights, self._network.to("meta")
+            self._weights = plan.weights
+            # shapes are all that the next plan needs
+            self._network = with_arrays(self._network, lambda array: np.broadcast_to(np.float32(0), array.shape))
             _return_freed_memory()
         plan.weights = self._weights
         return plan

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
 from ...errors import InputError
+from ...inference.folding import FoldedNetwork
 from ..layers import check_pixel_values
 from .folded import FoldedClassifier
 from .kernels import Kernels
@@ -20,40 +20,44 @@ MAP_BYTES = 16 << 20
 each other out of its caches, fewer are too little work for an operation."""
 
 
+class InferenceOutput(NamedTuple):
+    """What an `InferenceModel` returns."""
+
+    logits: Tensor
+    """`(B, num_labels)` in float32."""
+
+
 class InferenceModel:
     """A classifier for inference on CPUs. Its weights are a copy: the model it was made from stays as it is.
 
-    Call it with `pixel_values` `(B, 3, H, W)`, floats in [0, 1] in the channel order of the checkpoint, and get what
-    the model returns, with `logits` `(B, num_labels)` in float32. It takes the image sizes that the model takes; the
+    Call it with `pixel_values` `(B, 3, H, W)`, floats in [0, 1] in the channel order of the checkpoint, and get an
+    output with `logits` `(B, num_labels)` in float32. It takes the image sizes that the model takes; the
     first image of a size waits some milliseconds for its plan. `torch.set_num_threads` says how many threads it uses;
     safe to call from several threads, whose calls take turns.
 
     Args:
-        model: A `MobileViTForImageClassification` or `MobileViTV2ForImageClassification`.
+        network: The folded network: `folded()` of a classifier, or what `inference.folding.fold` makes of a checkpoint.
+        device: Where plain PyTorch computes.
         dtype: As for `optimize_for_inference`.
         compile: As for `optimize_for_inference`.
 
     Attributes:
-        config: The config of the model.
+        labels: Names of the labels by index.
         report: What was done, a line each.
     """
 
-    def __init__(self, model: Any, *, dtype: str = "float32", compile: bool | None = None) -> None:
-        if not hasattr(model, "classifier"):
-            raise InputError(
-                f"optimize_for_inference() is for models with a classifier, not for {type(model).__name__}.",
-                field="model",
-            )
+    def __init__(
+        self, network: FoldedNetwork, *, device: Any = "cpu", dtype: str = "float32", compile: bool | None = None
+    ) -> None:
         name = str(dtype).removeprefix("torch.")
         if name not in DTYPES:
             raise InputError(f"dtype is {dtype!r}; expected float32 or bfloat16.", field="dtype", found=dtype)
-        self.config, self.dtype = model.config, DTYPES[name]
-        device = self._device = next(model.parameters()).device
-        network = FoldedClassifier(model).to(device)
+        self._config, self.dtype, self._device = network.config, DTYPES[name], torch.device(device)
+        self.labels: dict[int, str] = network.config.id2label
         self.report = [
             "every BatchNorm in the convolution before it, scale and shift of every norm in the linear layer after it",
             "query, key and value in one product"
-            if model.base_model_prefix == "mobilevit"
+            if network.config.model_type == "mobilevit"
             else "the key projected after the pooling, where one vector a place is left of the patches",
         ]
         self._kernels: Kernels | None = None
@@ -70,11 +74,11 @@ class InferenceModel:
             return
         if compile:
             raise InputError(f"compile is True, but {reason}.", field="compile", found=compile)
-        self._plain = network.to(self.dtype)
+        self._plain = FoldedClassifier(network).to(self._device, self.dtype)
         size = f"{MAP_BYTES >> 20} MB"
         self.report.append(f"plain PyTorch, channels_last, on a CPU by images with maps of {size}, since {reason}")
 
-    def _reason(self, network: FoldedClassifier, compile: bool | None) -> str | None:
+    def _reason(self, network: FoldedNetwork, compile: bool | None) -> str | None:
         """Why the kernels are not used, as far as that is known before they are compiled."""
         if compile is False:
             return "compile is False"
@@ -83,17 +87,24 @@ class InferenceModel:
         return unsupported(network)
 
     @property
+    def config(self) -> Any:
+        """The config of the network."""
+        from ...network.configuration import full_config  # which imports transformers
+
+        return full_config(self._config)
+
+    @property
     def compiled(self) -> bool:
         """Whether it runs in C++."""
         return self._kernels is not None
 
-    def __call__(self, pixel_values: Tensor) -> ImageClassifierOutputWithNoAttention:
+    def __call__(self, pixel_values: Tensor) -> InferenceOutput:
         """Scores images.
 
         Raises:
             InputError: `pixel_values` is not a batch of floating point images that the model takes.
         """
-        check_pixel_values(pixel_values, self.config.num_channels)
+        check_pixel_values(pixel_values, self._config.num_channels)
         with torch.inference_mode():
             if self._kernels is not None:
                 logits = self._kernels(pixel_values.detach().to("cpu", torch.float32))
@@ -101,7 +112,7 @@ class InferenceModel:
                 pixels = pixel_values.to(self._device, self.dtype, memory_format=torch.channels_last)
                 parts = pixels.split(self._at_once(pixels))
                 logits = torch.cat([self._plain(part) for part in parts]).float()
-        return ImageClassifierOutputWithNoAttention(logits=logits)
+        return InferenceOutput(logits)
 
     def _at_once(self, pixels: Tensor) -> int:
         """How many images plain PyTorch computes at a time."""

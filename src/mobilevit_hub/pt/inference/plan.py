@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from ...errors import InputError
-from .folded import Convolution, Inverted, Linear, Standardise, Version1Block, Version2Block, stride_of
+from ...inference import folding
+from ...inference.folding import Convolution, InvertedResidual, Linear, Version1Block, Version2Block, stride_of
 
 ALIGNMENT = 16
 """Floats from pixel to pixel are a multiple of this, whatever the vectors of the machine hold."""
-ACTIVATIONS = {type(None): 0, nn.SiLU: 1, nn.ReLU: 2}
+ACTIVATIONS = {None: 0, "silu": 1, "relu": 2}
 NORMS = {"none": 0, "layer": 1, "group": 2}
 EPSILON = 1e-5
 
@@ -65,7 +65,7 @@ class Plan:
 
     def __init__(
         self,
-        network: Any,
+        network: folding.FoldedNetwork,
         height: int,
         width: int,
         lanes: int,
@@ -129,8 +129,8 @@ class Plan:
         self.arrays.append(flat)
         return place
 
-    def _vector(self, array: Tensor) -> int:
-        return self._keep(np.pad(array.numpy(), (0, padded(len(array)) - len(array))))
+    def _vector(self, array: np.ndarray) -> int:
+        return self._keep(np.pad(array, (0, padded(len(array)) - len(array))))
 
     def _matrix(self, weight: np.ndarray) -> int:
         """Packs `(K, out)` in the panels that the kernels read; see `Panels` in kernels.cpp."""
@@ -180,7 +180,7 @@ class Plan:
 
         The source may be two maps side by side with a space between their channels; it meets weights of zero.
         """
-        weight = layer.weight.numpy()
+        weight = layer.weight
         weight = weight[:, :, None, None] if weight.ndim == 2 else weight
         side, half = weight.shape[2], weight.shape[1] // 2
         taps = np.insert(weight.transpose(2, 3, 1, 0), [half] * space, 0, axis=2)
@@ -202,13 +202,13 @@ class Plan:
             length=length,
             weights=self._matrix(matrix),
             bias=self._vector(layer.bias),
-            **{"activation": ACTIVATIONS[type(layer.activation)]} | {"stride": getattr(layer, "stride", 1)} | values,
+            **{"activation": ACTIVATIONS[layer.activation]} | {"stride": getattr(layer, "stride", 1)} | values,
         )
 
     def _inverted(self, depthwise: Convolution, reduce: Convolution, source: Map, target: Map, **values: Any) -> None:
         """The depthwise convolution and what follows it; `values` say what comes before."""
         hidden = len(depthwise.bias)
-        taps = depthwise.weight.numpy().reshape(hidden, 9).T
+        taps = depthwise.weight.reshape(hidden, 9).T
         self._step(
             "inverted_residual",
             source,
@@ -219,12 +219,12 @@ class Plan:
             columns=padded(len(reduce.bias)),
             second_weights=self._keep(np.pad(taps, ((0, 0), (0, padded(hidden) - hidden)))),
             second_bias=self._vector(depthwise.bias),
-            third_weights=self._matrix(reduce.weight.numpy()[:, :, 0, 0].T),
+            third_weights=self._matrix(reduce.weight[:, :, 0, 0].T),
             third_bias=self._vector(reduce.bias),
             **values,
         )
 
-    def _block(self, block: Any, source: Map, target: Map) -> None:
+    def _block(self, block: InvertedResidual, source: Map, target: Map) -> None:
         """An inverted residual."""
         values: dict[str, Any] = {}
         if block.expand is None and len(block.depthwise.bias) != source.channels:  # PyTorch refuses it as well
@@ -235,14 +235,14 @@ class Plan:
             )
         if block.expand is not None:
             values |= {
-                "weights": self._matrix(block.expand.weight.numpy()[:, :, 0, 0].T),
+                "weights": self._matrix(block.expand.weight[:, :, 0, 0].T),
                 "bias": self._vector(block.expand.bias),
             }
         if block.use_residual:
             values |= {"other": source.place, "other_row": source.row, "other_pixel": source.pixel}
         self._inverted(block.depthwise, block.reduce, source, target, **values)
 
-    def _network(self, network: Any, height: int, width: int) -> Map:
+    def _network(self, network: folding.FoldedNetwork, height: int, width: int) -> Map:
         image = self._map(height, width, 3, border=1, pixel=3)
         self._step("image", None, image, channels=3)
         source = image
@@ -252,11 +252,11 @@ class Plan:
             height, width = -(-source.height // stride), -(-source.width // stride)
             following = getattr(layers[i + 1], "downsampling", layers[i + 1]) if i + 1 < len(layers) else None
             # Without an expansion the depthwise convolution reads this map.
-            border = int(isinstance(following, Inverted) and following.expand is None)
+            border = int(isinstance(following, InvertedResidual) and following.expand is None)
             if isinstance(layer, Convolution):
                 target = self._map(height, width, len(layer.bias), border=border)
                 self._convolution(layer, source, target)
-            elif isinstance(layer, Inverted):
+            elif isinstance(layer, InvertedResidual):
                 target = self._map(height, width, len(layer.reduce.bias), border=border)
                 self._block(layer, source, target)
             elif isinstance(layer, Version1Block):
@@ -271,7 +271,7 @@ class Plan:
             source = target
         return source
 
-    def _version_1(self, block: Any, source: Map, target: Map) -> None:
+    def _version_1(self, block: Version1Block, source: Map, target: Map) -> None:
         height, width, channels = target.height, target.width, target.channels
         both = self._map(height, width, 2 * channels, border=1, pixel=2 * padded(channels))
         features, projected = both.after(channels, 0), both.after(channels, padded(channels))
@@ -296,7 +296,7 @@ class Plan:
             tokens, other = other, tokens
             self._feed_forward(layer.first, layer.second, tokens, norm=NORMS["layer"], **counts)
         values: dict[str, Any] = {"from_tokens": 1, "norm": NORMS["layer"]}
-        activation = ACTIVATIONS[type(block.activation)]
+        activation = ACTIVATIONS[block.activation]
         if odd:
             large = self._map(*size, channels)
             self._convolution(block.projection, tokens, large, **values)
@@ -304,7 +304,7 @@ class Plan:
         else:
             self._convolution(block.projection, tokens, projected, activation=activation, **values)
         space = padded(channels) - channels
-        self._convolution(block.fusion, both, target, space=space)
+        self._convolution(block.fusion, both, target, space=space)  # type: ignore[arg-type]
         self._release(local, tokens, other, qkv)
 
     def _feed_forward(self, first: Linear, second: Linear, tokens: Map, **values: Any) -> None:
@@ -314,15 +314,15 @@ class Plan:
             hidden=padded(len(first.bias)),
             length=len(first.bias),
             columns=padded(len(second.bias)),
-            weights=self._matrix(first.weight.numpy().T),
+            weights=self._matrix(first.weight.T),
             bias=self._vector(first.bias),
-            second_weights=self._matrix(second.weight.numpy().T),
+            second_weights=self._matrix(second.weight.T),
             second_bias=self._vector(second.bias),
-            activation=ACTIVATIONS[type(first.activation)],
+            activation=ACTIVATIONS[first.activation],
             **values,
         )
 
-    def _version_2(self, block: Any, source: Map, target: Map) -> None:
+    def _version_2(self, block: Version2Block, source: Map, target: Map) -> None:
         height, width = target.height, target.width
         channels, wide = len(block.downsampling.reduce.bias), len(block.conv_1x1.bias)
         features = self._map(height, width, channels, border=1)
@@ -347,7 +347,7 @@ class Plan:
                 tokens,
                 context,
                 columns=padded(wide),
-                weights=self._matrix(layer.key.weight.numpy().T),
+                weights=self._matrix(layer.key.weight.T),
                 bias=self._vector(layer.key.bias),
                 second_weights=self._vector(layer.query.weight[0]),
                 **counts,
@@ -365,31 +365,30 @@ def even(side: int) -> int:
     return side + side % 2
 
 
-def unsupported(network: Any) -> str | None:
+def unsupported(network: folding.FoldedNetwork) -> str | None:
     """What the kernels cannot do of a network, in words; None if they can all of it."""
-    for module in network.modules():
-        match module:
-            case Convolution():
-                depthwise = module.groups > 1
-                side = module.weight.shape[2]
+    for record in folding.records_in(network):
+        match record:
+            case Convolution(weight=weight, depthwise=depthwise):
+                side = weight.shape[2]
                 if (
                     side not in (1, 3)
-                    or module.dilation != 1
-                    or type(module.activation) not in ACTIVATIONS
-                    or (depthwise and (side != 3 or not isinstance(module.activation, nn.SiLU)))
+                    or record.dilation != 1
+                    or record.activation not in ACTIVATIONS
+                    or (depthwise and (side != 3 or record.activation != "silu"))
                 ):
                     return "a convolution is dilated, larger than 3 × 3, or has another activation than SiLU"
-            case Inverted(expand=Convolution() as expand) if not isinstance(expand.activation, nn.SiLU):
+            case InvertedResidual(expand=Convolution(activation=activation)) if activation != "silu":
                 return "an expansion has another activation than SiLU"
-            case Linear() if type(module.activation) not in ACTIVATIONS or not module.weight.numel():
+            case Linear() if record.activation not in ACTIVATIONS or not record.weight.size:
                 return "a linear layer is empty or has another activation than SiLU"
-            case Standardise() if module.eps != EPSILON:
-                return f"the epsilon of a norm is {module.eps}"
-            case Version1Block() if module.patch_size != 2 or module.fusion is None:
+            case folding.Norm() if record.epsilon != EPSILON:
+                return f"the epsilon of a norm is {record.epsilon}"
+            case Version1Block() if record.patch_size != 2 or record.fusion is None:
                 return "a block has patches of another size than 2, or no fusion"
-            case Version2Block() if module.patch_size != 2 or not module.norm.jointly or module.odd_map != "apple":
+            case Version2Block() if record.patch_size != 2 or not record.norm.jointly or record.odd_map != "apple":
                 return "a block has patches of another size than 2, another norm, or odd_map='stock'"
-    if network.features[0].weight.shape[1] != 3:
+    if network.features[0].weight.shape[1] != 3:  # type: ignore[union-attr]
         return "the images have other than 3 channels"
     if np.prod([stride_of(layer) for layer in network.features if not isinstance(layer, Convolution)]) != 16:
         return "the output stride is below 32"

@@ -1,0 +1,1 @@
+"""The network folded for inference, described once for every runtime."""
