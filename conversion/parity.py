@@ -137,7 +137,7 @@ def compare(
     """Runs a checkpoint in each library that is installed and can express it, and compares every stage.
 
     Args:
-        folder: A checkpoint by any name that `checkpoints.find_checkpoint` takes.
+        folder: A checkpoint by any name that `hub.find.find_checkpoint` takes.
         source_tensors: Tensors of the file that it was made from, under timm's names; timm then runs these, so that
             the result is compared with its source. Default: the checkpoint's own, renamed.
         own_processes: Run each framework in a process of its own. False is faster and takes more memory; what the

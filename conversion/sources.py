@@ -99,7 +99,7 @@ def open_source(
             to it; of other sources it says what they take. Default: as the published file.
         sha256: What the file must hash to.
         progress: Whether a download shows a bar.
-        places: Options of `checkpoints.find_checkpoint`.
+        places: Options of `hub.find.find_checkpoint`.
 
     Raises:
         InputError: An argument is wrong.

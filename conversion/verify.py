@@ -47,7 +47,7 @@ def verify(name: str | Path, *, sha256: str | None = None, progress: bool = Fals
         name: An alias, a folder, or a Hub id.
         sha256: What its weights must hash to.
         progress: Whether to show a progress bar.
-        places: Options of `checkpoints.find_checkpoint`.
+        places: Options of `hub.find.find_checkpoint`.
 
     Raises:
         IntegrityError: A hash is another one.

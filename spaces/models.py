@@ -68,7 +68,7 @@ def open_model(name: str, folder: Path, report: Callable[[str], None], **places:
         name: An alias, a folder, or a Hub id.
         folder: Where exported files are kept.
         report: Is told what is being done.
-        places: Options of `checkpoints.find_checkpoint`.
+        places: Options of `hub.find.find_checkpoint`.
 
     Raises:
         MobileViTHubError: As `from_pretrained` and `export_tflite`.
@@ -121,7 +121,7 @@ class Models:
         names: What visitors may choose; the first is the default and is never closed. Nothing else is ever opened.
         folder: Where exported files are kept.
         report: Is told what is being done.
-        places: Options of `checkpoints.find_checkpoint`.
+        places: Options of `hub.find.find_checkpoint`.
     """
 
     def __init__(

@@ -62,7 +62,7 @@ def serve(
         port: 0 takes any that is free.
         embed: Whether other sites may show the page in a frame, as the Hub does with a Space.
         open_browser: Whether to open the page in the user's browser.
-        places: Options of `checkpoints.find_checkpoint`.
+        places: Options of `hub.find.find_checkpoint`.
 
     Raises:
         SourceError: The address cannot be used.

@@ -74,7 +74,7 @@ def export_tflite(
         compare: Labelled photos on which to compare top-1 of source and file.
         overwrite: Whether to replace files that are there.
         progress: Show progress bars.
-        places: Options of `checkpoints.find_checkpoint`: `revision`, `token`, `cache_dir`, `local_files_only`.
+        places: Options of `hub.find.find_checkpoint`: `revision`, `token`, `cache_dir`, `local_files_only`.
 
     Returns:
         What was written and measured.

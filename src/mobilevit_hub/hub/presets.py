@@ -362,7 +362,7 @@ def check_name(name: str) -> None:
     """Refuses, before anything heavy is imported, a name that can be neither alias nor path nor Hub id.
 
     Args:
-        name: As for `checkpoints.find_checkpoint`, which judges all other names.
+        name: As for `hub.find.find_checkpoint`, which judges all other names.
 
     Raises:
         NotFoundError: As `get_preset`.
