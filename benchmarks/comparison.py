@@ -20,7 +20,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from model_files import write_files
-from processes import FOLDER, Contestant, contest, differences, environment, machine, take_turns, write_results
+from processes import (
+    FOLDER,
+    Contestant,
+    contest,
+    differences,
+    environment,
+    machine,
+    table_head,
+    table_row,
+    take_turns,
+    write_results,
+)
 from torchvision_stand_in import import_without_torchvision
 
 from mobilevit_hub.hub.presets import get_preset
@@ -154,8 +165,7 @@ def report(record: Result) -> tuple[list[str], Result, list[str]]:
         "",
     ]
     columns = [f"{label}, {t} thread{'s' * (t != '1')}" for t in record["ms"] for label in COLUMNS.values()]
-    lines.append(f"| | top-1, % | source | pixels | params | MB | {' | '.join(columns)} | iPhone 12, published |")
-    lines.append("|---" * (len(columns) + 7) + "|")
+    lines += table_head("", "top-1, %", "source", "pixels", "params", "MB", *columns, "iPhone 12, published")
     for network, facts in record["networks"].items():
         known = PUBLISHED[network]
         cells = [known.label, f"{known.top1:.1f}", known.source, str(known.size), f"{facts['params'] / 1e6:.1f} M"]
@@ -165,7 +175,7 @@ def report(record: Result) -> tuple[list[str], Result, list[str]]:
                 low, middle, high = statistics.quantiles(times[network][runtime], n=4, method="inclusive")
                 cells.append(f"{middle:.1f} ({low:.1f}–{high:.1f})")
         cells.append(f"{known.iphone} ms ({known.iphone_source})" if known.iphone else "–")
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(table_row(*cells))
     return lines, record, []
 
 

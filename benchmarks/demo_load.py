@@ -29,7 +29,7 @@ from typing import Any
 import httpx
 import numpy as np
 from PIL import Image
-from processes import FOLDER, machine, write_results
+from processes import FOLDER, machine, table_head, table_row, write_results
 
 import mobilevit_hub as mh
 from mobilevit_hub.spaces.limits import RETRY_SECONDS
@@ -285,9 +285,18 @@ def report(record: dict[str, Any]) -> tuple[list[str], dict[str, Any], list[str]
         "",
         f"One visitor alone waits {milliseconds(record['single'])}.",
         "",
-        "| visitors | answers a second | median | p95 | right | bad explained | told to wait | left | wrong or lost |",
-        "|---|---|---|---|---|---|---|---|---|",
     ]
+    lines += table_head(
+        "visitors",
+        "answers a second",
+        "median",
+        "p95",
+        "right",
+        "bad explained",
+        "told to wait",
+        "left",
+        "wrong or lost",
+    )
     for level in [*record["levels"], *record["soak"]]:
         counts = level["outcomes"]
         lost = {name: count for name, count in counts.items() if name not in expected}
@@ -298,7 +307,7 @@ def report(record: dict[str, Any]) -> tuple[list[str], dict[str, Any], list[str]
             milliseconds(level["p95"]),
         ]
         cells += [counts.get(name, 0) for name in ("right", "explained", "full", "left")]
-        lines.append(f"| {' | '.join(map(str, cells))} | {sum(lost.values())} |")
+        lines.append(table_row(*cells, sum(lost.values())))
         missed += [f"{level['visitors']} visitors: {count} × {name}" for name, count in lost.items()]
     levels = {level["visitors"]: level for level in record["levels"]}
     if 8 in levels:
@@ -316,14 +325,11 @@ def report(record: dict[str, Any]) -> tuple[list[str], dict[str, Any], list[str]
         f"A burst of {BURST} at once: {', '.join(f'{n} {name}' for name, n in sorted(record['burst'].items()))}; the "
         f"next good answer {record['recovery']:.2f} s after it.",
         "",
-        "| after | memory, MB | open files | threads | files of uploads |",
-        "|---|---|---|---|---|",
+        *table_head("after", "memory, MB", "open files", "threads", "files of uploads"),
     ]
     for entry in record["states"]:
-        lines.append(
-            f"| {entry['after']} | {entry['megabytes']:.0f} | {entry['open files']} | {entry['threads']} | "
-            f"{entry['uploads']} |"
-        )
+        cells = [entry["after"], f"{entry['megabytes']:.0f}", entry["open files"], entry["threads"], entry["uploads"]]
+        lines.append(table_row(*cells))
     if record["recovery"] > RECOVERY_SECONDS:
         missed.append(f"recovery {record['recovery']:.1f} s (≤ {RECOVERY_SECONDS:g})")
     first, last = record["states"][-4], record["states"][-1]

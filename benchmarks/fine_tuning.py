@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from processes import FOLDER, write_results
+from processes import FOLDER, table_head, table_row, write_results
 
 MAX_DIFFERENCE, MIN_GAIN = 2.0, 10.0  # points
 # Row -> options of `mobilevit-hub train`.
@@ -71,12 +71,12 @@ def report(record: dict[str, Any]) -> tuple[list[str], dict[str, Any], list[str]
         f"Top-1 in % on {record['count']} validation photos, {len(scores['Keras, fine-tuned'])} seeds; `{command}`. "
         "Written by `python benchmarks/fine_tuning.py`.",
         "",
-        "| run | mean | each seed | seconds |",
-        "|---|---|---|---|",
+        *table_head("run", "mean", "each seed", "seconds"),
     ]
     for name in RUNS:
         each = ", ".join(f"{score:.1f}" for score in scores[name])
-        lines.append(f"| {name} | {np.mean(scores[name]):.1f} | {each} | {np.mean(record['seconds'][name]):.0f} |")
+        seconds = np.mean(record["seconds"][name])
+        lines.append(table_row(name, f"{np.mean(scores[name]):.1f}", each, f"{seconds:.0f}"))
     missed = []
     if abs(keras - pytorch) > MAX_DIFFERENCE:
         missed.append(f"Keras − PyTorch {keras - pytorch:+.1f} (within {MAX_DIFFERENCE})")

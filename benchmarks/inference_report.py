@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from measuring import PRODUCT
+from processes import table_head, table_row
 
 from mobilevit_hub.hub.presets import get_preset
 
@@ -117,20 +118,14 @@ def verdicts(record: Result) -> list[Verdict]:
 def verdict_table(found: list[Verdict]) -> list[str]:
     """A line for each target, a column for each network."""
     networks = list(dict.fromkeys(verdict.network for verdict in found))
-    lines = [
-        "",
-        f"## Targets, {THREADS} threads",
-        "",
-        f"| | {' | '.join(networks)} |",
-        "|---" * (len(networks) + 1) + "|",
-    ]
+    lines = ["", f"## Targets, {THREADS} threads", "", *table_head("", *networks)]
     for what in dict.fromkeys(verdict.what for verdict in found):
         cells = []
         for network in networks:
             one = next((v for v in found if (v.what, v.network) == (what, network)), None)
             text = f"{one.value:.2f} ({one.sign} {one.limit:g})" if one else "–"
             cells.append(text if one is None or one.met else f"**missed: {text}**")
-        lines.append(f"| {what} | {' | '.join(cells)} |")
+        lines.append(table_row(what, *cells))
     return lines
 
 
@@ -164,11 +159,11 @@ def report(record: Result) -> tuple[list[str], Result, list[str]]:
     for network, starts in record["starts"].items():
         lines += ["", f"## Start, {network}, {about['threads']} threads", ""]
         lines += ["From nothing to the first logits: seconds the first time, when nothing was compiled yet, and again;"]
-        lines += ["the most memory by then.", "", "| | s | s again | MB |", "|---|---|---|---|"]
+        lines += ["the most memory by then.", "", *table_head("", "s", "s again", "MB")]
         for name in (name for name in LABELS if name in starts):
             found = starts[name]
             cells = (LABELS[name], f"{found['first']:.1f}", f"{found['again']:.1f}", f"{found['megabytes']:.0f}")
-            lines.append(f"| {' | '.join(cells)} |")
+            lines.append(table_row(*cells))
     return lines, record, missed
 
 
@@ -183,7 +178,7 @@ def table(network: str, threads: str, result: Result) -> list[str]:
         cell for batch in result for cell in (f"{'images/s' if batch in several else 'ms'}, batch {batch}", "×")
     ]
     columns += [f"peak, batch {batch}" for batch in result] + [f"MB, batch {batch}" for batch in result]
-    lines += [f"| | {' | '.join(columns)} | logits |", "|---" * (len(columns) + 2) + "|"]
+    lines += table_head("", *columns, "logits")
     names = [name for name in LABELS if all(name in found["ms"] for found in result.values())]
     for name in names:
         cells = []
@@ -201,7 +196,7 @@ def table(network: str, threads: str, result: Result) -> list[str]:
         memory = [found["memory"][name] for found in result.values()]
         cells += [f"{used['own']:.0f} ({used['total']:.0f})" for used in memory]
         cells.append(f"{max(found['differences'][name] for found in result.values()):.0e}")
-        lines.append(f"| {LABELS[name]} | {' | '.join(cells)} |")
+        lines.append(table_row(LABELS[name], *cells))
     return lines
 
 

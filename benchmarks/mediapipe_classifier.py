@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from processes import ENVIRONMENTS, FOLDER, environment, write_results
+from processes import ENVIRONMENTS, FOLDER, environment, table_head, table_row, write_results
 
 from mobilevit_hub.errors import InputError
 from mobilevit_hub.images.loading import image_files
@@ -103,17 +103,16 @@ def report(record: dict[str, Any]) -> tuple[list[str], dict[str, Any], list[str]
         f"many photos the first class, and the first {COUNT} in their order, have the same index and name; the largest "
         "difference between two scores of a class. Written by `python benchmarks/mediapipe_classifier.py`.",
         "",
-        f"| file | photos | same class | same {COUNT} | scores differ by |",
-        "|---|---|---|---|---|",
+        *table_head("file", "photos", "same class", f"same {COUNT}", "scores differ by"),
     ]
     missed = []
     for name, found in record["files"].items():
         if "error" in found:
-            lines.append(f"| {name} | – | – | – | {found['error']} |")
+            lines.append(table_row(name, "–", "–", "–", found["error"]))
             missed.append(f"{name} does not open")
             continue
         photos, first, same = found["photos"], found["same_first"], found["same_all"]
-        lines.append(f"| {name} | {photos} | {first} | {same} | {found['largest_difference']:.1e} |")
+        lines.append(table_row(name, photos, first, same, f"{found['largest_difference']:.1e}"))
         if same < photos:
             missed.append(f"{name}: other classes for {photos - same} of {photos} photos")
     return lines, record, missed

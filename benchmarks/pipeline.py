@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 from model_files import write_weights
-from processes import FOLDER, machine, write_results
+from processes import FOLDER, machine, table_head, table_row, write_results
 
 NETWORKS = ["mobilevit-xxs", "mobilevit-s", "mobilevitv2-1.0"]
 PHOTO = (500, 375)
@@ -122,8 +122,9 @@ def report(record: dict[str, Any]) -> tuple[list[str], dict[str, Any], list[str]
         f"processors, {BATCH} or 1 at a time; both at once by `evaluate` and `predict`; and the share of the slower of "
         "the two. Written by `python benchmarks/pipeline.py`.",
         "",
-        f"| network | prepare | network, {BATCH} | `evaluate` | share | network, 1 | `predict` | share |",
-        "|---|---|---|---|---|---|---|---|",
+        *table_head(
+            "network", "prepare", f"network, {BATCH}", "`evaluate`", "share", "network, 1", "`predict`", "share"
+        ),
     ]
     for network, rates in record["networks"].items():
         middle = {name: statistics.median(values) for name, values in rates.items()}
@@ -134,7 +135,7 @@ def report(record: dict[str, Any]) -> tuple[list[str], dict[str, Any], list[str]
             cells += [f"{alone:.0f}", f"{middle[whole]:.0f}", f"{share:.2f}"]
             if share < SHARE:
                 missed.append(f"{network}, {whole} {share:.2f} (≥ {SHARE})")
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(table_row(*cells))
     return lines, record, missed
 
 

@@ -197,11 +197,20 @@ def take_turns(
 # --- results ---------------------------------------------------------------------------------------------------------
 
 
+def table_head(*columns: Any) -> list[str]:
+    """The first two lines of a Markdown table."""
+    return [table_row(*columns), "|---" * len(columns) + "|"]
+
+
+def table_row(*cells: Any) -> str:
+    """A line of a Markdown table."""
+    return f"| {' | '.join(map(str, cells))} |".replace("|  |", "| |")
+
+
 def row(label: str, values: list[float], base: list[float], *more: str) -> str:
     """A line of a table: label, median and quartiles in milliseconds, ratio of the medians, and what else is given."""
     low, middle, high = statistics.quantiles(values, n=4)
-    cells = (label, f"{middle:.1f} ({low:.1f}–{high:.1f})", f"{middle / statistics.median(base):.2f}", *more)
-    return f"| {' | '.join(cells)} |"
+    return table_row(label, f"{middle:.1f} ({low:.1f}–{high:.1f})", f"{middle / statistics.median(base):.2f}", *more)
 
 
 def write_results(output: Path, lines: list[str], record: dict[str, Any], missed: list[str]) -> int:

@@ -19,7 +19,7 @@ from typing import Any
 
 from inference_contestants import ATTENTION_WIDTH
 from model_files import write_files
-from processes import FOLDER, contest, differences, machine, take_turns, write_results
+from processes import FOLDER, contest, differences, machine, table_head, table_row, take_turns, write_results
 
 NETWORKS = ["mobilevit-s", "mobilevitv2-1.0"]
 SIZES = [192, 256, 320, 384, 512, 640, 768, 1024]
@@ -95,21 +95,15 @@ def report(record: Result) -> tuple[list[str], Result, list[str]]:
     for network, results in record["networks"].items():
         names = [name for name in LABELS if name in next(iter(results.values()))["ms"]]
         columns = [f"{LABELS[name]}, {unit}" for unit in ("ms", "MB") for name in names]
-        lines += [
-            "",
-            f"## {network}",
-            "",
-            f"| pixels | tokens | {' | '.join(columns)} |",
-            "|---" * (len(columns) + 2) + "|",
-        ]
+        lines += ["", f"## {network}", "", *table_head("pixels", "tokens", *columns)]
         tokens = [result["tokens"] for result in results.values()]
         values = [medians(results, name) for name in names]
         values += [[result["memory"][name] for result in results.values()] for name in names]
         for i, size in enumerate(results):
             cells = [f"{column[i]:.1f}" if column[i] < 100 else f"{column[i]:.0f}" for column in values]
-            lines.append(f"| {size} | {tokens[i]} | {' | '.join(cells)} |")
+            lines.append(table_row(size, tokens[i], *cells))
         if len(tokens) > 1:
-            lines.append(f"| growth | 1 | {' | '.join(f'{growth(tokens, column):.2f}' for column in values)} |")
+            lines.append(table_row("growth", 1, *(f"{growth(tokens, column):.2f}" for column in values)))
     return lines, record, []
 
 

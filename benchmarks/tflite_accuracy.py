@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from processes import FOLDER, write_results
+from processes import FOLDER, table_head, table_row, write_results
 
 from mobilevit_hub.conversion import Export, export_all_precisions
 
@@ -62,8 +62,7 @@ def table(title: str, exports: list[Export]) -> list[str]:
     lines = [f"## {title}", ""]
     lines += [f"{height}×{width} pixels; the source has {first.source_top1:.2%} top-1 on {first.count:,} photos.", ""]
     head = ["precision", "size", "top-1", "95 % interval", "change", "agreement", "lost, gained", "McNemar p", "logits"]
-    lines += [f"| {' | '.join(head)} |"]
-    lines += ["|---|---|---|---|---|---|---|---|---|"]
+    lines += table_head(*head)
     for export in exports:
         found = export.comparison
         assert found is not None  # noqa: S101 - it was asked for
@@ -80,7 +79,7 @@ def table(title: str, exports: list[Export]) -> list[str]:
             f"{found.p_value:.2g}",
             f"{export.difference.error:.1e}",
         ]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(table_row(*cells))
     return [*lines, ""]
 
 

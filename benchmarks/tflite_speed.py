@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 from model_files import PICTURES, SIZE, picture, write_pictures, write_weights
-from processes import FOLDER, environment, machine, write_results
+from processes import FOLDER, environment, machine, table_head, table_row, write_results
 
 NETWORKS = ["mobilevit-xxs", "mobilevit-s", "mobilevitv2-1.0"]
 OURS = {precision: f"this package, {precision}" for precision in ("fp32", "fp16", "int8-dynamic", "int8")}
@@ -314,16 +314,15 @@ def report(record: Result) -> tuple[list[str], Result, list[str]]:
         rounds = len(result["ms"][threads[0]]["fp32"])
         lines += ["", f"## {network}, {rounds} rounds", ""]
         columns = [cell for t in threads for cell in (f"ms, {t} thread{'s' * (t != '1')}", "ratio")]
-        lines.append(f"| | MB | operations | pieces, left | {' | '.join(columns)} | logits differ by |")
-        lines.append("|---" * (len(columns) + 5) + "|")
+        lines += table_head("", "MB", "operations", "pieces, left", *columns, "logits differ by")
         lines += [line(name, result) for name in result["files"]]
         errors = {name: found["error"] for name, found in result["files"].items() if "error" in found}
         lines += ["", *(f"- {(OURS | PEERS)[name]}: {error}" for name, error in errors.items())] if errors else []
         lines += ["", f"Floor: {floor['matrix'] / 1e6:.0f} + {floor['depthwise'] / 1e6:.0f} million multiply-adds, "]
         lines[-1] += f"{floor['ms']:.1f} ms on 1 thread."
-        lines += ["", "| | value | target |", "|---|---|---|"]
+        lines += ["", *table_head("", "value", "target")]
         for name, value, sign, limit in targets(network, result):
-            lines.append(f"| {name} | {value:.3f} | {sign} {limit} |")
+            lines.append(table_row(name, f"{value:.3f}", f"{sign} {limit}"))
             if value < limit if sign == "≥" else value > limit:
                 missed.append(f"{network}, {name} {value:.3f} ({sign} {limit})")
     return lines, record, missed
@@ -333,7 +332,7 @@ def line(name: str, result: Result) -> str:
     """A file's line of the table."""
     found, label = result["files"][name], (OURS | PEERS)[name]
     if "error" in found:
-        return f"| {label} {'| – ' * (2 * len(result['ms']) + 4)}|"
+        return table_row(label, *["–"] * (2 * len(result["ms"]) + 4))
     cells = [label, f"{found['bytes'] / 1e6:.2f}", str(found["operations"])]
     cells.append(f"{found['partitions']}, {found['left']}")
     for times in result["ms"].values():
@@ -341,7 +340,7 @@ def line(name: str, result: Result) -> str:
         cells.append(f"{middle:.1f} ({low:.1f}–{high:.1f})")
         cells.append(f"{middle / statistics.median(times['fp32']):.2f}")
     cells.append("" if name == "fp32" else f"{found['difference']:.0e}")
-    return f"| {' | '.join(cells)} |"
+    return table_row(*cells)
 
 
 if __name__ == "__main__":

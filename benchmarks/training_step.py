@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from model_files import write_files
-from processes import FOLDER, contest, differences, machine, row, take_turns, write_results
+from processes import FOLDER, contest, differences, machine, row, table_head, take_turns, write_results
 
 NETWORKS = ["mobilevit-xxs", "mobilevitv2-0.5"]
 LABELS = {
@@ -76,7 +76,7 @@ def report(record: dict[str, Any]) -> tuple[list[str], dict[str, Any], list[str]
     ]
     for network, result in record["networks"].items():
         base = min((result["ms"][name] for name in LABELS if name != "keras_training"), key=statistics.median)
-        lines += ["", f"## {network}, {len(base)} rounds", "", "| | ms | ratio | target |", "|---|---|---|---|"]
+        lines += ["", f"## {network}, {len(base)} rounds", "", *table_head("", "ms", "ratio", "target")]
         for name, values in result["ms"].items():
             ratio = statistics.median(values) / statistics.median(base)
             target = f"≤ {MAX_RATIO}" if name == "keras_training" else ""
