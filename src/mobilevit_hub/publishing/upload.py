@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +11,10 @@ import numpy as np
 from ..checkpoints.fitting import fit_tensors
 from ..checkpoints.loading import open_checkpoint
 from ..checkpoints.saving import CARD_FILE
-from ..errors import (
-    AccessError,
-    CheckpointError,
-    ConfigError,
-    InputError,
-    MobileViTHubError,
-    NotFoundError,
-    OfflineError,
-    SourceError,
-)
+from ..errors import AccessError, CheckpointError, ConfigError, InputError, NotFoundError
 from ..files import sha256_of
 from ..hub import download as hub
+from ..hub.failures import explained
 from ..hub.find import Checkpoint, as_path
 from ..network.structure import HEADS, Head, tensor_shapes
 from .cards import PLACE, check_card, checkpoint_card
@@ -86,7 +76,7 @@ def push(
     if CARD_FILE in uploads:
         uploads[CARD_FILE] = (folder / CARD_FILE).read_text("utf-8").replace(PLACE, repo_id).encode()
     _check_token(token)
-    with _explained(repo_id, revision):
+    with explained(repo_id, revision, offline=f"Nothing is uploaded to {repo_id!r}: push again with network."):
         api = HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if private and not api.repo_info(repo_id).private:
@@ -195,83 +185,3 @@ def _check_token(token: str | bool | None) -> None:
             "token has a space, a line break or another character that no access token has; copy it again.",
             field="token",
         )
-
-
-@contextmanager
-def _explained(repo_id: str, revision: str | None) -> Iterator[None]:
-    """Turns what huggingface_hub, its storage and its network layer raise into this package's errors."""
-    from huggingface_hub.errors import HTTPError
-
-    try:
-        yield
-    except MobileViTHubError:
-        raise
-    except (HTTPError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        # The upload of a single file is reported as "Error while uploading", with its reason behind it.
-        cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
-        raise _explanation(cause, repo_id, revision) from error
-
-
-def _explanation(error: BaseException, repo_id: str, revision: str | None) -> MobileViTHubError:
-    """The error of this package for a failed upload."""
-    import json
-
-    from huggingface_hub import constants
-    from huggingface_hub import errors as hub_errors
-
-    reason = " ".join(str(error).split())[:300]
-    if isinstance(error, hub_errors.OfflineModeIsEnabled):
-        return OfflineError("HF_HUB_OFFLINE is set, so nothing is uploaded; unset it to push.", path=repo_id)
-    if isinstance(error, hub_errors.HfHubHTTPError):
-        return _refusal(error, repo_id, revision)
-    if isinstance(error, hub_errors.HTTPError):
-        return OfflineError(
-            f"{constants.ENDPOINT} cannot be reached ({type(error).__name__}), so {repo_id!r} is as it was. Check the "
-            "network and push again.",
-            path=repo_id,
-        )
-    if isinstance(error, PermissionError):
-        return AccessError(
-            f"The upload to {repo_id!r} was refused: {reason}; pass a token= that may write there.", path=repo_id
-        )
-    if "Invalid metadata in README.md" in reason:
-        return ConfigError(
-            f"{constants.ENDPOINT} does not accept the model card: {reason}", path=repo_id, field=CARD_FILE
-        )
-    if isinstance(error, json.JSONDecodeError | KeyError | TypeError):
-        return SourceError(
-            f"{constants.ENDPOINT} does not answer like the Hub for the upload to {repo_id!r}; check HF_ENDPOINT, or "
-            "the login page of this network.",
-            path=repo_id,
-        )
-    return SourceError(f"The upload to {repo_id!r} failed: {reason or type(error).__name__}.", path=repo_id)
-
-
-def _refusal(error: Any, repo_id: str, revision: str | None) -> SourceError:
-    """What the Hub's answer to a refused or failed request means."""
-    from huggingface_hub import constants
-    from huggingface_hub.errors import RevisionNotFoundError
-
-    status = error.response.status_code
-    said = " ".join((error.server_message or "").split())[:200]
-    details: dict[str, Any] = {"path": repo_id, "found": status}
-    if isinstance(error, RevisionNotFoundError):
-        return NotFoundError(f"{repo_id!r} has no branch {revision!r}; make it on the Hub first.", **details)
-    if status in (401, 403):
-        return AccessError(
-            f"{constants.ENDPOINT} refused the upload to {repo_id!r} (status {status}); pass a token= that may write "
-            "there.",
-            **details,
-        )
-    if status == 404:
-        return NotFoundError(
-            f"No repository {repo_id!r} on {constants.ENDPOINT}, or the token may not see it: check the spelling.",
-            **details,
-        )
-    if status in (409, 412):
-        return SourceError(f"{repo_id!r} changed during the upload (status {status}); push again.", **details)
-    return SourceError(
-        f"{constants.ENDPOINT} answered with status {status} to the upload to {repo_id!r}"
-        + (f": {said}." if said else "; push again later."),
-        **details,
-    )
