@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,8 @@ from ..errors import InputError
 from ..figures import BLUE, GREY, ORANGE, new_figure, png_of
 from ..files import write_file
 from ..metrics import Reliability, most_confused
-from ..publishing.cards import check_card, markdown_text
+from ..publishing.cards import check_card, markdown_table, markdown_text, score_entry
 
-CARD_METRICS = {"top1": ("accuracy", "top-1"), "top5": ("accuracy", "top-5")}
-"""Metric -> its type and name in a model card."""
 NAMED_CLASSES = 30
 """Most classes whose names a confusion plot still shows."""
 
@@ -47,9 +44,9 @@ def write_report(
             to one class.
         comparisons: How each pair of models differs.
     """
-    page = ["# Evaluation on " + markdown_text(results[0]["dataset"]), "", *_table_of_results(results)]
+    page = ["# Evaluation on " + markdown_text(results[0]["dataset"]), "", _table_of_results(results)]
     if comparisons:
-        page += ["", "## Comparison", "", *_table_of_comparisons(comparisons)]
+        page += ["", "## Comparison", "", _table_of_comparisons(comparisons)]
     for number, (result, detail) in enumerate(zip(results, details, strict=True), 1):
         title = f"{result['model']} ({result['runtime']})"
         prefix = "" if len(results) == 1 else f"{number}-{re.sub(r'[^A-Za-z0-9.]+', '-', title).strip('-')}-"
@@ -66,12 +63,7 @@ def write_report(
     write_file(folder / "results.md", ("\n".join(page) + "\n").encode())
 
 
-def _markdown(head: Sequence[str], rows: list[list[Any]]) -> list[str]:
-    lines = ["| " + " | ".join(markdown_text(cell) for cell in row) + " |" for row in [list(head), *rows]]
-    return [lines[0], "|" + "---|" * len(head), *lines[1:]]
-
-
-def _table_of_results(results: list[dict[str, Any]]) -> list[str]:
+def _table_of_results(results: list[dict[str, Any]]) -> str:
     rows = []
     for result in results:
         metrics, speed = result["metrics"], result["images_per_second"]
@@ -95,15 +87,15 @@ def _table_of_results(results: list[dict[str, Any]]) -> list[str]:
             )
     head = ("model", "runtime", "top-1 (95 % interval)", "top-5 (95 % interval)", "mean per class",
             "calibration error", "photos", "unreadable", "photos a second")  # fmt: skip
-    return _markdown(head, rows)
+    return markdown_table(head, rows)
 
 
-def _table_of_comparisons(comparisons: list[dict[str, Any]]) -> list[str]:
+def _table_of_comparisons(comparisons: list[dict[str, Any]]) -> str:
     rows = [
         [c["first"], c["second"], percent(c["agreement"]), c["lost"], c["gained"], f"{c['p_value']:.3g}"]
         for c in comparisons
     ]
-    return _markdown(
+    return markdown_table(
         ("first", "second", "agreement", "only the first right", "only the second right", "p (McNemar)"), rows
     )
 
@@ -111,11 +103,11 @@ def _table_of_comparisons(comparisons: list[dict[str, Any]]) -> list[str]:
 def _page_of_classes(detail: dict[str, Any]) -> list[str]:
     hardest = sorted(detail["per_class"], key=lambda row: (row["top1"], row["label"]))[:10]
     rows = [[row["label"], f"{row['count']:,}", percent(row["top1"], 1), percent(row["top5"], 1)] for row in hardest]
-    page = ["", "The hardest classes:", "", *_markdown(("class", "photos", "top-1", "top-5"), rows)]
+    page = ["", "The hardest classes:", "", markdown_table(("class", "photos", "top-1", "top-5"), rows)]
     names = detail["confusion_labels"]
     if mistakes := most_confused(detail["confusion"]):
         rows = [[names[i], names[j], count] for i, j, count in mistakes]
-        page += ["", "The most frequent mistakes:", "", *_markdown(("class", "taken for", "photos"), rows)]
+        page += ["", "The most frequent mistakes:", "", markdown_table(("class", "taken for", "photos"), rows)]
     return page
 
 
@@ -237,28 +229,17 @@ def write_model_index(model: str, result: dict[str, Any]) -> None:
     Raises:
         InputError, ConfigError: As `check_card_folder`.
     """
-    from huggingface_hub import EvalResult, ModelCard
+    from huggingface_hub import ModelCard
 
     path = check_card_folder(model)
     card = ModelCard(path.read_text("utf-8"), ignore_metadata_errors=False)
     data: Any = card.data
-    dataset = result["dataset"]
-    added = [
-        EvalResult(
-            task_type="image-classification",
-            dataset_type=dataset,
-            dataset_name=dataset,
-            metric_type=kind,
-            metric_name=name,
-            metric_value=round(result["metrics"][metric], 6),
-        )
-        for metric, (kind, name) in CARD_METRICS.items()
-    ]
-    names = {entry.metric_name for entry in added}
+    added = [score_entry(metric, result["metrics"][metric], result["dataset"]) for metric in ("top1", "top5")]
+    replaced = {(entry.dataset_type, entry.metric_type, entry.metric_name) for entry in added}
     kept = [
         entry
         for entry in data.eval_results or []
-        if not (entry.dataset_type == dataset and entry.metric_type == "accuracy" and entry.metric_name in names)
+        if (entry.dataset_type, entry.metric_type, entry.metric_name) not in replaced
     ]
     data.model_name = data.model_name or path.parent.resolve().name
     data.eval_results = kept + added

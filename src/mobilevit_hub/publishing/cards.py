@@ -7,7 +7,7 @@ file can change what a card says.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,12 @@ from ..checkpoints.saving import CARD_FILE
 from ..errors import ConfigError
 from ..hub.presets import Preset
 
-_METRICS = {"top1": ("accuracy", "top-1"), "mean_iou": ("mean_iou", "mean IoU"), "map": ("map", "mAP")}
+_METRICS = {
+    "top1": ("accuracy", "top-1"),
+    "top5": ("accuracy", "top-5"),
+    "mean_iou": ("mean_iou", "mean IoU"),
+    "map": ("map", "mAP"),
+}
 _HUB_TASKS = {"semantic-segmentation": "image-segmentation"}
 # Fields of networks that transformers' own classes cannot build.
 _NOT_STOCK = {"mobilevit": ("n_attn_blocks", "attention_head_size", "use_fusion"), "mobilevitv2": ("attn_norm",)}
@@ -29,6 +34,12 @@ def markdown_text(text: Any) -> str:
     for character in "\\|`<>[]*_":
         cleaned = cleaned.replace(character, "\\" + character)
     return cleaned
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """The lines of a Markdown table."""
+    first, *lines = ("| " + " | ".join(map(markdown_text, row)) + " |" for row in (head, *rows))
+    return "\n".join([first, "|" + "---|" * len(head), *lines])
 
 
 def check_card(text: str, path: str | Path) -> None:
@@ -62,28 +73,15 @@ def check_card(text: str, path: str | Path) -> None:
 # --------------------------------------------------------------------------------------------------
 
 
-def front_matter(
-    config: Any,
-    *,
-    name: str,
-    license: str | None = None,
-    license_name: str | None = None,
-    license_link: str | None = None,
-    datasets: Sequence[str] = (),
-    base_model: str | None = None,
-    scores: Sequence[Any] = (),
-) -> str:
+def front_matter(config: Any, *, name: str, scores: Sequence[Any] = (), **about: Any) -> str:
     """The metadata of a card, between two lines `---`.
 
     Args:
         config: Config of the network.
         name: What the scores belong to.
-        license: Identifier of the licence that the Hub knows, such as `"apache-2.0"`, or `"other"`.
-        license_name: Identifier of another licence.
-        license_link: Address of another licence.
-        datasets: Identifiers of the data sets that it was trained on.
-        base_model: Hub id of the checkpoint that it was made from.
-        scores: `huggingface_hub.EvalResult` entries.
+        scores: What `score_entry` made.
+        about: What else is known, as fields of `huggingface_hub.ModelCardData`: `license` with `license_name` and
+            `license_link`, `datasets`, `base_model`.
     """
     from huggingface_hub import ModelCardData
 
@@ -92,43 +90,53 @@ def front_matter(
         library_name="mobilevit_hub",
         pipeline_tag=task,
         tags=[config.model_type, task, "transformers", "keras"],
-        license=license,
-        license_name=license_name,
-        license_link=license_link,
-        datasets=list(datasets) or None,
-        base_model=base_model,
         model_name=name if scores else None,
         eval_results=list(scores) or None,
+        **about,
     )
     return f"---\n{data.to_yaml()}\n---\n"
+
+
+def score_entry(metric: str, value: float, dataset: str, task: str = "image-classification", **source: Any) -> Any:
+    """A score as the metadata of a card has it, a `huggingface_hub.EvalResult`.
+
+    Args:
+        metric: `"top1"`, `"top5"`, `"mean_iou"` or `"map"`.
+        value: A fraction.
+        dataset: What it was measured on.
+        task: As the presets call it.
+        source: `source_name` and `source_url`, where somebody else measured it.
+    """
+    from huggingface_hub import EvalResult
+
+    kind, name = _METRICS[metric]
+    return EvalResult(
+        task_type=_HUB_TASKS.get(task, task),
+        dataset_type=dataset,
+        dataset_name=dataset,
+        metric_type=kind,
+        metric_name=name,
+        metric_value=round(value, 6),
+        **source,
+    )
 
 
 def preset_metadata(preset: Preset) -> dict[str, Any]:
     """What the record of a published checkpoint says about licence, data, origin and published score.
 
     Returns:
-        Keyword arguments of `checkpoint_card`: `license`, `license_name`, `license_link`, `datasets`, `base_model` and
-        `scores`.
+        Keyword arguments of `checkpoint_card`: `scores`, and fields of `ModelCardData`.
     """
-    from huggingface_hub import EvalResult
-
     kind, _, words = preset.license.partition(": ")
     words, _, link = words.partition(", https://")
     scores = []
     if preset.score is not None:
-        metric, metric_name = _METRICS[preset.metric]
-        scores.append(
-            EvalResult(
-                task_type=_HUB_TASKS.get(preset.task, preset.task),
-                dataset_type=preset.dataset,
-                dataset_name=preset.dataset,
-                metric_type=metric,
-                metric_name=metric_name,
-                metric_value=round(preset.score / 100, 6),
-                source_name=preset.score_source if preset.apple_file else None,
-                source_url="https://github.com/apple/ml-cvnets" if preset.apple_file else None,
+        source = {"source_name": preset.score_source, "source_url": "https://github.com/apple/ml-cvnets"}
+        scores = [
+            score_entry(
+                preset.metric, preset.score / 100, preset.dataset, preset.task, **source if preset.apple_file else {}
             )
-        )
+        ]
     return {
         "license": kind,
         "license_name": re.sub(r"[^a-z0-9.]+", "-", words.lower()).strip("-"),
@@ -156,14 +164,10 @@ def checkpoint_card(
     *,
     name: str,
     facts: Sequence[tuple[str, Any]],
-    license: str | None = None,
-    license_name: str | None = None,
-    license_link: str | None = None,
-    datasets: Sequence[str] = (),
-    base_model: str | None = None,
     scores: Sequence[Any] = (),
     processor: Any = None,
     place: str = PLACE,
+    **about: Any,
 ) -> str:
     """The card of a checkpoint that was converted or published.
 
@@ -171,29 +175,22 @@ def checkpoint_card(
         config: Config of the network.
         name: Title of the card.
         facts: Rows of its table, such as `("sha256 of the source", digest)`.
-        license: As for `front_matter`, like all arguments up to `scores`; None: not stated.
-        license_name: See `front_matter`.
-        license_link: See `front_matter`.
-        datasets: See `front_matter`.
-        base_model: See `front_matter`.
-        scores: See `front_matter`; they are also rows of the table.
+        scores: As for `front_matter`; they are also rows of the table.
         processor: The image processor, whose steps the card describes.
         place: Folder or Hub id that the lines of code open.
+        about: As for `front_matter`.
     """
-    header = front_matter(
-        config, name=name, license=license, license_name=license_name, license_link=license_link, datasets=datasets,
-        base_model=base_model, scores=scores,
-    )  # fmt: skip
     rows = list(facts)
     for score in scores:
         value = f"{100 * score.metric_value:.2f} % on {score.dataset_name}"
         rows.append((f"published {score.metric_name}", value + f" ({score.source_name})" * bool(score.source_name)))
-    if license:
-        rows.append(("licence of the weights", ", ".join(filter(None, (license, license_name, license_link)))))
-    return f"""{header}
+    licence = [about[key] for key in ("license", "license_name", "license_link") if about.get(key)]
+    if licence:
+        rows.append(("licence of the weights", ", ".join(licence)))
+    return f"""{front_matter(config, name=name, scores=scores, **about)}
 # {markdown_text(name)}
 
-{_table(("measure", "value"), rows)}
+{markdown_table(("measure", "value"), rows)}
 
 ## Loading
 
@@ -205,11 +202,6 @@ def checkpoint_card(
 
 {_preprocessing_text(processor)}
 """
-
-
-def _table(head: tuple[str, str], rows: Sequence[tuple[str, Any]]) -> str:
-    lines = [f"| {markdown_text(measure)} | {markdown_text(value)} |" for measure, value in rows]
-    return "\n".join([f"| {head[0]} | {head[1]} |", "|---|---|", *lines])
 
 
 def _loading_lines(config: Any, place: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from ..figures import BLUE, GREY, ORANGE, new_figure, png_of
 from ..files import write_file
 from ..metrics.comparison import wilson_interval
-from ..publishing.cards import _table, front_matter, markdown_text
+from ..publishing.cards import front_matter, markdown_table, markdown_text, score_entry
 from ..recipes.recipe import parse_size_schedule
 
 
@@ -27,20 +27,8 @@ def training_card(log: dict[str, Any], config: Any) -> str:
         log: Content of `training_log.json`, and `earlier_epochs`, those of the checkpoint it started from.
         config: The network's config.
     """
-    from huggingface_hub import EvalResult
-
     low, high = wilson_interval(round(log["top1"] * log["count"]), log["count"])
-    scores = [
-        EvalResult(
-            task_type="image-classification",
-            dataset_type=log["data"],
-            dataset_name=log["data"],
-            metric_type="accuracy",
-            metric_name=name,
-            metric_value=log[key],
-        )
-        for key, name in (("top1", "top-1"), ("top5", "top-5"))
-    ]
+    scores = [score_entry(metric, log[metric], log["data"]) for metric in ("top1", "top5")]
     shown = ", ".join(label.split(",")[0] for label in list(config.id2label.values())[:8])
     facts = [
         ("top-1", f"{100 * log['top1']:.2f} % (95 % interval {100 * low:.2f} to {100 * high:.2f})"),
@@ -58,14 +46,14 @@ def training_card(log: dict[str, Any], config: Any) -> str:
     return f"""{front_matter(config, name=f"{log['model']} on {log['data']}", scores=scores)}
 # {markdown_text(log["model"])} trained on {markdown_text(log["data"])}
 
-{_table(("measure", "value"), facts)}
+{markdown_table(("measure", "value"), facts)}
 
 {command}Preprocessing stands in `preprocessor_config.json`; pixels go in scaled to [0, 1], without mean and
 standard deviation.
 
 ## Recipe
 
-{_table(("setting", "value"), recipe)}
+{markdown_table(("setting", "value"), recipe)}
 
 ![learning curve](learning_curve.png)
 """
