@@ -7,7 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from .errors import ConfigError, NotFoundError
+from .errors import ConfigError, InputError, NotFoundError
+from .files import json_bytes
 
 MAX_BYTES = 8 * 1024 * 1024
 MAX_DEPTH = 32
@@ -92,3 +93,16 @@ def _depth(value: Any) -> int:
         if deepest > MAX_DEPTH:
             break
     return deepest
+
+
+def check_same_settings(file: Path, settings: dict[str, Any]) -> None:
+    """Raises `InputError` where a run is resumed with other settings than the file says that it began with."""
+    earlier, now = read_json(file), json.loads(json_bytes(settings))
+    if changed := sorted(name for name in now if now[name] != earlier.get(name)):
+        was = ", ".join(f"{name}={earlier.get(name)!r}"[:200] for name in changed[:5])
+        raise InputError(
+            f"The run in {file.parent} was started with {was}; resume it with the same options, or choose another "
+            "output folder.",
+            path=file,
+            field=changed[0],
+        )

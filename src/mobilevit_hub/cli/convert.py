@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ExportError, InputError
-from .output import add_hub_options, add_verb, hub_options, plain_text, shows_progress
+from ..hub.presets import check_name
+from .output import add_hub_options, add_verb, hub_options, options_of, plain_text, print_table, shows_progress
+
+OPTIONS = ("to", "model", "channel_order", "sha256", "overwrite")
 
 
 def add_to(verbs: Any) -> None:
@@ -48,8 +51,6 @@ def add_to(verbs: Any) -> None:
 
 def convert_command(arguments: argparse.Namespace) -> int:
     """Converts weights."""
-    from ..hub.presets import check_name
-
     if "://" not in arguments.source and "." not in arguments.source:
         check_name(arguments.source)
     labels = None if arguments.labels is None else _lines_of(arguments.labels)
@@ -59,14 +60,10 @@ def convert_command(arguments: argparse.Namespace) -> int:
         conversion = convert(
             arguments.source,
             arguments.output,
-            to=arguments.to,
-            model=arguments.model,
             labels=labels,
-            channel_order=arguments.channel_order,
-            sha256=arguments.sha256,
             verify=not arguments.no_verify,
-            overwrite=arguments.overwrite,
             progress=shows_progress(arguments),
+            **options_of(arguments, *OPTIONS),
             **hub_options(arguments),
         )
     except ExportError as error:
@@ -83,8 +80,7 @@ def convert_command(arguments: argparse.Namespace) -> int:
         ["network", f"{conversion.network}, {conversion.labels} labels" if conversion.labels else conversion.network],
         *[["note", note] for note in conversion.notes],
     ]
-    for key, value in rows:
-        print(f"{key:8}  {plain_text(value)}")
+    print_table(rows)
     if conversion.parity is None:
         print("not checked: what the result computes (--no-verify); its tensors are those that were read, to the bit")
     else:
@@ -106,8 +102,6 @@ def _lines_of(path: str) -> list[str]:
 
 def verify_command(arguments: argparse.Namespace) -> int:
     """Checks a checkpoint again."""
-    from ..hub.presets import check_name
-
     check_name(arguments.name)
     from mobilevit_hub.conversion import verify
 
@@ -119,7 +113,6 @@ def verify_command(arguments: argparse.Namespace) -> int:
     else:
         rows = [["weights", found.weights], ["sha256", found.sha256], ["git blob", found.git_blob]]
         rows += [["hash", text] for text in found.hashes or ["no other hash of it is known"]]
-        for key, value in rows:
-            print(f"{key:8}  {plain_text(value)}")
+        print_table(rows)
         print("\n".join(map(plain_text, found.parity.lines())))
     return 0 if found.passed else 1

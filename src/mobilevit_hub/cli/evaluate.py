@@ -7,7 +7,8 @@ import json
 from typing import Any
 
 from ..choices import RUNTIMES
-from .output import add_hub_options, add_verb, add_workers, hub_options, plain_text, shows_progress
+from ..hub.presets import check_name
+from .output import add_hub_options, add_verb, add_workers, hub_options, options_of, plain_text, shows_progress
 
 EXAMPLES = """mobilevit-hub evaluate my-model photos/             # photos/cat/1.jpg …
   mobilevit-hub evaluate my-model my-model.tflite photos/ --output report
@@ -67,17 +68,14 @@ def add_to(verbs: Any) -> None:
 
 def evaluate_command(arguments: argparse.Namespace) -> int:
     """Evaluates models."""
-    from ..hub.presets import check_name
-
     for name in arguments.names:
         if not name.lower().endswith(".tflite"):
             check_name(name)
     from ..evaluation.run import evaluate
 
-    options = {name: getattr(arguments, name) for name in OPTIONS}
-    places = {name: value for name, value in hub_options(arguments).items() if value not in (None, False)}
+    options = {"progress": shows_progress(arguments), **options_of(arguments, *OPTIONS), **hub_options(arguments)}
     models = arguments.names if len(arguments.names) > 1 else arguments.names[0]
-    found = evaluate(models, arguments.data, progress=shows_progress(arguments), **options, **places)
+    found = evaluate(models, arguments.data, **options)
     if not found:  # another process speaks
         return 0
     if arguments.json:

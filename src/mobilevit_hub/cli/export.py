@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ..choices import PRECISIONS, TFLITE_INPUTS, TFLITE_OUTPUTS
-from .output import add_hub_options, add_verb, hub_options, plain_text, print_table, shows_progress
+from ..hub.presets import check_name
+from .output import add_hub_options, add_verb, hub_options, options_of, plain_text, print_table, shows_progress
+
+OPTIONS = ("resolution", "input_type", "output_type", "calibration", "compare", "overwrite")
 
 
 def add_to(verbs: Any) -> None:
@@ -57,16 +60,10 @@ def add_to(verbs: Any) -> None:
 
 def export_command(arguments: argparse.Namespace) -> int:
     """Exports `.tflite` files."""
-    from ..hub.presets import check_name
-
     check_name(arguments.name)
     from mobilevit_hub.conversion import export_all_precisions, export_tflite
 
-    options = {
-        name: getattr(arguments, name)
-        for name in ("resolution", "input_type", "output_type", "calibration", "compare", "overwrite")
-    }
-    options |= {"progress": shows_progress(arguments), **hub_options(arguments)}
+    options = {"progress": shows_progress(arguments), **options_of(arguments, *OPTIONS), **hub_options(arguments)}
     if arguments.all_precisions:
         exports = export_all_precisions(arguments.name, arguments.output, **options)
     else:

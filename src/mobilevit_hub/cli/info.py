@@ -1,4 +1,4 @@
-"""What each verb of `mobilevit-hub` does: it calls a public function and prints the result."""
+"""The verb `info`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..choices import FRAMEWORKS
-from .output import add_hub_options, add_verb, hub_options, plain_text, preset_record
+from ..hub.presets import find_preset, get_preset
+from .output import add_hub_options, add_verb, hub_options, preset_record, print_table
 
 
 def add_to(verbs: Any) -> None:
@@ -28,8 +29,6 @@ def add_to(verbs: Any) -> None:
 
 def info_command(arguments: argparse.Namespace) -> int:
     """Prints the record of a checkpoint and what its files say, as far as they are here or asked for."""
-    from ..hub.presets import find_preset, get_preset
-
     name = arguments.name
     preset = find_preset(name)
     is_folder = preset is None and Path(name).expanduser().is_dir()
@@ -73,9 +72,7 @@ def info_command(arguments: argparse.Namespace) -> int:
             rows += [[f"{key}.{k}", str(v)] for k, v in value.items()]
         elif value not in (None, []):
             rows.append([key, "; ".join(value) if isinstance(value, list) else str(value)])
-    width = max(len(key) for key, _ in rows)
-    for key, value in rows:
-        print(f"{key.ljust(width)}  {plain_text(value)}")
+    print_table(rows)
     return 0
 
 

@@ -57,14 +57,21 @@ def plain_text(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
+def options_of(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """The options of these names as keyword arguments of the function that does the work."""
+    return {name: getattr(arguments, name) for name in names}
+
+
 def hub_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Where a checkpoint is looked for."""
-    return {name: getattr(arguments, name) for name in ("revision", "cache_dir", "local_files_only")}
+    """Where a checkpoint is looked for, as far as the user says."""
+    options = options_of(arguments, "revision", "cache_dir", "local_files_only")
+    return {name: value for name, value in options.items() if value not in (None, False)}
 
 
 def print_table(rows: list[list[str]]) -> None:
-    """Prints rows in aligned columns; the first row is the head."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    """Prints rows in aligned columns, without control characters."""
+    rows = [list(map(plain_text, row)) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..choices import RUNTIMES
 from ..errors import InputError
+from ..hub.presets import check_name
 from .output import add_hub_options, add_verb, add_workers, hub_options, plain_text, shows_progress
 
 DEFAULT_MODEL = "mobilevit-xxs-tiny-imagenet"
@@ -45,16 +46,13 @@ def add_to(verbs: Any) -> None:
 def predict_command(arguments: argparse.Namespace) -> int:
     """Classifies files, folders and standard input."""
     if not arguments.model.lower().endswith(".tflite"):
-        from ..hub.presets import check_name
-
         check_name(arguments.model)
     from ..images.loading import count_frames
     from ..prediction import open_classifier
     from ..tasks.classification import predict_each
 
     sources = list(_image_sources(arguments.images))
-    options = {name: value for name, value in hub_options(arguments).items() if value not in (None, False)}
-    classifier = open_classifier(arguments.model, runtime=arguments.runtime, **options)
+    classifier = open_classifier(arguments.model, runtime=arguments.runtime, **hub_options(arguments))
     from tqdm import tqdm
 
     show_bar = len(sources) > 1 and shows_progress(arguments)

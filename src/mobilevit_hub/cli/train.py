@@ -5,13 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 from dataclasses import fields
 from typing import Any
 
 from ..errors import ConfigError, InputError
+from ..hub.presets import check_name
 from ..recipes.recipe import RECIPES, Recipe, get_recipe
-from .output import add_framework, add_verb
+from .output import add_framework, add_verb, options_of
+
+OPTIONS = ("model", "framework", "from_scratch", "validation", "resume", "workers", "save_steps")
 
 
 def add_to(verbs: Any) -> None:
@@ -57,13 +61,9 @@ def _launcher() -> list[str]:
 
 def train_command(arguments: argparse.Namespace) -> int:
     """Trains a classifier."""
-    import shlex
-
-    from ..hub.presets import check_name
-    from ..recipes.recipe import Recipe
-
     check_name(arguments.model)
-    changes = {f.name: getattr(arguments, f.name) for f in fields(Recipe) if getattr(arguments, f.name) is not None}
+    chosen = options_of(arguments, *(field.name for field in fields(Recipe)))
+    changes = {name: value for name, value in chosen.items() if value is not None}
     try:
         recipe = get_recipe(arguments.recipe, **changes)
     except ConfigError as error:  # here the recipe is what was typed
@@ -75,17 +75,11 @@ def train_command(arguments: argparse.Namespace) -> int:
     log = train(
         arguments.data,
         arguments.output,
-        model=arguments.model,
-        framework=arguments.framework,
-        from_scratch=arguments.from_scratch,
         recipe=recipe,
-        validation=arguments.validation,
         config=config,
-        resume=arguments.resume,
-        workers=arguments.workers,
-        save_steps=arguments.save_steps,
         progress=not arguments.quiet,
         command=shlex.join([*_launcher(), *sys.argv[1:]]),
+        **options_of(arguments, *OPTIONS),
     )
     if not is_main_process(arguments.framework):
         return 0

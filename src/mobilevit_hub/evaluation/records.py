@@ -7,11 +7,9 @@ begins with the hash of the settings that its rows belong to; a reader that has 
 
 from __future__ import annotations
 
-import os
 import struct
 import time
 import zlib
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -145,10 +143,8 @@ class Records:
 
     def rows(self, batch_size: int) -> np.ndarray:
         """The rows of all photos in their order, `(n, models)`."""
-        count = -(-(self.total or 0) // batch_size)
-        if not count:
-            return np.empty((0, self.models), self.dtype)
-        return np.concatenate([self.batches[b] for b in range(count)])
+        batches = [self.batches[b] for b in range(-(-(self.total or 0) // batch_size))]
+        return np.concatenate([np.empty((0, self.models), self.dtype), *batches])
 
     def close(self) -> None:
         """Closes the file of this process, by which others see that it has ended."""
@@ -197,16 +193,12 @@ def is_open(path: Path) -> bool:
     except ImportError:
         return True
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        file = path.open("rb")
     except OSError:
         return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return True
-    finally:
-        with suppress(OSError):
-            os.close(descriptor)
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:  # held, or not every file system can
+            return True
     return False

@@ -24,7 +24,7 @@ from ..errors import CheckpointError, InputError, MobileViTHubWarning
 from ..files import json_bytes, write_json
 from ..tasks.classification import CLASSIFICATION
 from ..tasks.task import LEFT_OUT, MEASURED, UNREADABLE, Task
-from .benchmark_sets import BenchmarkSet, find_benchmark, other_scores, read_real_labels
+from .benchmark_sets import BenchmarkSet, find_benchmark, other_scores, read_real_labels, real_labels_of
 from .records import Records
 from .report import check_card_folder, write_model_index, write_report
 from .setup import (
@@ -33,12 +33,11 @@ from .setup import (
     begin,
     check_options,
     check_output,
+    compiled,
     open_model,
     open_photos,
     processes_of_run,
     settings_of,
-    spins,
-    truth_by,
 )
 
 
@@ -126,7 +125,7 @@ def evaluate(
     records = Records(folder, digest, task.row(width), len(opened), rank, keep=resume)
     try:
         done, seconds = _run(
-            task, opened, photos, truth_by(real), records, rank=rank, processes=processes, batch_size=batch_size,
+            task, opened, photos, real, records, rank=rank, processes=processes, batch_size=batch_size,
             workers=default_workers() if workers is None else workers, strict=strict, progress=progress and rank == 0,
         )  # fmt: skip
         if rank:
@@ -156,7 +155,7 @@ def _run(
     task: Task,
     models: list[Evaluated],
     photos: LabelledImages | StreamedImages,
-    truth_of: Callable[[Photo], list[int]],
+    real: list[list[int]] | None,
     records: Records,
     *,
     rank: int,
@@ -184,9 +183,13 @@ def _run(
         if not total:
             return 0, 0.0
     started, did = time.perf_counter(), 0
-    labelled = ((photo, truth_of(photo)) for photo in photos.photos(wanted))
+    labelled = (
+        (photo, [photo.label] if real is None else real_labels_of(photo.file_name, real))
+        for photo in photos.photos(wanted)
+    )
     prepared = prepare_ahead(labelled, _preparation(models), workers=workers, ahead=2 * batch_size)
-    taken = workers if any(map(spins, models)) else 0
+    # Plain PyTorch suffers from sharing processors with the threads; compiled, each thread computes an image by itself.
+    taken = workers if any(compiled(model) is False for model in models) else 0
     with room_for(taken), tqdm(total=total, unit="photo", disable=not progress, mininterval=0.5) as bar:
         for batch, items in groupby(prepared, key=lambda item: item[0][0].index // batch_size):
             rows = _rows_of(task, models, list(items), records.dtype, strict)

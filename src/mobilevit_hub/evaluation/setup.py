@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import warnings
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,17 +12,17 @@ from typing import Any
 import numpy as np
 
 from ..data.label_maps import check_imagenet_labels, label_indices
-from ..data.labelled import LabelledImages, Photo, StreamedImages
+from ..data.labelled import LabelledImages, StreamedImages
 from ..data.opening import open_images, public_name, stream_images
 from ..data.pipeline import check_workers
 from ..errors import InputError, MobileViTHubWarning, NotFoundError
 from ..files import json_bytes, sha256_of, temporary_folder, write_json
 from ..hub.find import PLACES, Checkpoint, find_checkpoint
 from ..hub.imagenet import imagenet_wnids
-from ..json_files import read_json
+from ..json_files import check_same_settings
 from ..prediction import open_classifier
 from ..version import __version__
-from .benchmark_sets import BenchmarkSet, label_map, real_labels_of
+from .benchmark_sets import BenchmarkSet, label_map
 from .records import files_in, path_of
 
 SETTINGS, RESULTS = "settings.json", "results.json"
@@ -89,17 +87,13 @@ def open_photos(
         data = copy or str(benchmark.hub_id)
         streaming = copy is None if streaming is None else streaming
     split = split or "validation"
-    if streaming and not _is_local(data):
+    if streaming and not data.startswith(("imagefolder:", "parquet:")) and not Path(data).expanduser().exists():
         photos: LabelledImages | StreamedImages = stream_images(data, split, limit, column, names)
     else:
         photos = open_images(data, split, column)
         if limit is not None:
             photos = photos.spread(limit)
     return photos
-
-
-def _is_local(data: str) -> bool:
-    return data.startswith(("imagefolder:", "parquet:")) or Path(data).expanduser().exists()
 
 
 def open_model(
@@ -139,21 +133,6 @@ def _export_and_open(checkpoint: Checkpoint, *, runtime: str | None, **options: 
 def compiled(model: Evaluated) -> bool | None:
     """Whether a PyTorch network runs in C++; None for another runtime."""
     return getattr(getattr(model.classifier, "model", None), "compiled", None)
-
-
-def spins(model: Evaluated) -> bool:
-    """Whether it suffers from having to share processors with the threads that prepare photos, as plain PyTorch does.
-
-    Compiled, each thread computes an image by itself.
-    """
-    return compiled(model) is False
-
-
-def truth_by(real: list[list[int]] | None) -> Callable[[Photo], list[int]]:
-    """The classes that are right for a photo."""
-    if real is None:
-        return lambda photo: [photo.label]
-    return lambda photo: real_labels_of(photo.file_name, real)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -219,21 +198,12 @@ def begin(
     folder: Path | None, settings: dict[str, Any], rank: int, processes: int, resume: bool, overwrite: bool
 ) -> bytes:
     """Notes the settings of a run in its folder, or compares them with those it began with; returns their hash."""
-    content = json_bytes(settings)
-    digest = hashlib.sha256(content).digest()
+    digest = hashlib.sha256(json_bytes(settings)).digest()
     if folder is None:
         return digest
     file = folder / SETTINGS
     if resume and file.exists():
-        earlier, now = read_json(file), json.loads(content)
-        if changed := sorted(name for name in now | earlier if now.get(name) != earlier.get(name)):
-            was = ", ".join(f"{name}={earlier.get(name)!r}"[:100] for name in changed[:3])
-            raise InputError(
-                f"The run in {folder} was started with {was}; now it is {now.get(changed[0])!r:.100}. Resume it with "
-                "the same options, or choose another output folder.",
-                path=file,
-                field=changed[0],
-            )
+        check_same_settings(file, settings)
     elif resume and rank == 0:
         warnings.warn(f"{folder} holds no evaluation; it starts at the beginning.", MobileViTHubWarning, stacklevel=3)
     if rank == 0:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal
@@ -20,7 +19,7 @@ from ..errors import ConfigError, InputError, MobileViTHubWarning
 from ..hub.download import PROCESSOR_FILE
 from ..hub.find import Checkpoint, config_values
 from ..hub.presets import Preset
-from ..rules import fail, flag
+from ..rules import Rule, fail, flag, integer, number, one_of, several
 from .sizes import check_resize, evaluation_resize
 
 MAX_EDGE = 4096
@@ -143,15 +142,12 @@ def _levels(factor: float) -> np.ndarray:
     return (np.arange(256) * factor).astype(np.float32)
 
 
+_edge = integer(1, MAX_EDGE)
+
+
 def _off(name: str, value: Any) -> bool:
     if flag(name, value):
         raise fail(name, value, "false; MobileViT preprocessing has no such step")
-    return value
-
-
-def _edge(name: str, value: Any) -> int:
-    if type(value) is not int or not 1 <= value <= MAX_EDGE:
-        raise fail(name, value, f"an integer from 1 to {MAX_EDGE}")
     return value
 
 
@@ -183,34 +179,14 @@ def _filter(name: str, value: Any) -> Image.Resampling:
     raise fail(name, value, f"one of {accepted}")
 
 
-def _number(name: str, value: Any) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value):
-        raise fail(name, value, "a finite number")
-    return value
-
-
-def _positive(name: str, value: Any) -> float:
-    if _number(name, value) <= 0:
-        raise fail(name, value, "a finite number above 0")
-    return value
-
-
-def _three(rule: Callable[[str, Any], float]) -> Callable[[str, Any], list[float]]:
-    def check(name: str, value: Any) -> list[float]:
-        if not isinstance(value, list | tuple) or len(value) != 3:
-            raise fail(name, value, "a list of 3 numbers, one for each channel")
-        return [rule(f"{name}[{i}]", entry) for i, entry in enumerate(value)]
-
-    return check
-
-
-FIELD_RULES: dict[str, Callable[[str, Any], Any]] = {
+_POSITIVE = number(0, math.inf, open_low=True, open_high=True)
+FIELD_RULES: dict[str, Rule] = {
     "size": _size,
     "crop_size": _crop_size,
     "resample": _filter,
-    "rescale_factor": _positive,
-    "image_mean": _three(_number),
-    "image_std": _three(_positive),
+    "rescale_factor": _POSITIVE,
+    "image_mean": several(number(-math.inf, math.inf, open_low=True, open_high=True), 3),
+    "image_std": several(_POSITIVE, 3),
     "do_resize": flag,
     "do_center_crop": flag,
     "do_rescale": flag,
@@ -261,17 +237,13 @@ def preprocessing_for(
     Raises:
         ConfigError: A value is not accepted; the message names it.
     """
-    if interpolation not in ("bilinear", "bicubic"):
-        raise fail("interpolation", interpolation, "'bilinear' or 'bicubic'")
-    if channel_order not in ("bgr", "rgb"):
-        raise fail("channel_order", channel_order, "'bgr' or 'rgb'")
     resize = _edge("resize", resize)
     return checked_fields({
         "size": {"shortest_edge": resize} if keep_aspect else {"height": resize, "width": resize},
         "do_center_crop": crop is not None,
         "crop_size": resize if crop is None else _edge("crop", crop),
-        "resample": interpolation,
-        "do_flip_channel_order": channel_order == "bgr",
+        "resample": one_of("bilinear", "bicubic")("interpolation", interpolation),
+        "do_flip_channel_order": one_of("bgr", "rgb")("channel_order", channel_order) == "bgr",
     })  # fmt: skip
 
 
@@ -356,10 +328,14 @@ def fields_of_file(data: Any, path: Any = PROCESSOR_FILE) -> dict[str, Any]:
     return fields
 
 
+def unknown_fields(values: dict[str, Any]) -> list[str]:
+    """The fields that mean nothing here."""
+    return [name for name in values if name not in FIELD_RULES and name not in IGNORED_KEYS]
+
+
 def warn_of_unknown(values: dict[str, Any]) -> None:
     """Says which fields mean nothing here."""
-    unknown = [name for name in values if name not in FIELD_RULES and name not in IGNORED_KEYS]
-    if unknown:
+    if unknown := unknown_fields(values):
         warnings.warn(
             f"Unknown preprocessor fields {', '.join(map(repr, unknown[:5]))} are ignored.",
             MobileViTHubWarning,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from transformers import BatchFeature
 from transformers.image_utils import PILImageResampling
@@ -24,7 +24,7 @@ from ..json_files import read_json
 from .loading import load_image
 from .preparing import (
     FIELD_RULES,
-    IGNORED_KEYS,
+    Preprocessing,
     checked_fields,
     fields_by_rule,
     fields_of,
@@ -34,6 +34,7 @@ from .preparing import (
     prepare_map,
     preprocessing_for,
     preprocessing_from,
+    unknown_fields,
     warn_of_unknown,
 )
 
@@ -98,15 +99,7 @@ class MobileViTImageProcessor(MobileViTImageProcessorPil):
             return processor_from_dict(read_json(file), file)
         return image_processor(pretrained_model_name_or_path, **options)
 
-    @property
-    def channel_order(self) -> Literal["bgr", "rgb"]:
-        """Order of the channels in `pixel_values`."""
-        return "bgr" if self.do_flip_channel_order else "rgb"
-
-    @property
-    def interpolation(self) -> str:
-        """Name of the resize filter, such as `"bilinear"`."""
-        return PILImageResampling(self.resample).name.lower()
+    channel_order, interpolation = Preprocessing.channel_order, Preprocessing.interpolation
 
     def preprocess(self, images: Any, segmentation_maps: Any = None, **options: Any) -> BatchFeature:
         """Processes one picture or a batch; calling the processor does the same.
@@ -130,7 +123,7 @@ class MobileViTImageProcessor(MobileViTImageProcessorPil):
         array_layout = _layout(options.pop("input_data_format", None), "channels_last", "input_data_format")
         layout = _layout(options.pop("data_format", None), "channels_first", "data_format")
         return_tensors = options.pop("return_tensors", None)
-        if unknown := [name for name in options if name not in FIELD_RULES and name not in IGNORED_KEYS]:
+        if unknown := unknown_fields(options):
             raise InputError(f"The image processor has no option {unknown[0]!r}.", field=unknown[0])
         fields = {name: _plain(getattr(self, name, None)) for name in FIELD_RULES} | checked_fields(options)
         settings = preprocessing_from(fields)

@@ -23,9 +23,8 @@ _INDEX = datasets.Value("int64")
 class _Metric(evaluate.Metric):
     """What the classes share: features, and no file or network for anything."""
 
-    description = ""
-    several = False
-    """Whether `predictions` are rows of class indices, the best first."""
+    predictions: Any = _INDEX
+    """Type of an entry of `predictions`."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(keep_in_memory=True)
@@ -36,12 +35,11 @@ class _Metric(evaluate.Metric):
         return tempfile.gettempdir()
 
     def _info(self) -> evaluate.MetricInfo:
-        predictions = datasets.Sequence(_INDEX) if self.several else _INDEX
         return evaluate.MetricInfo(
-            description=self.description,
+            description=str(type(self).__doc__),
             citation="",
             inputs_description="predictions and references: class indices",
-            features=datasets.Features({"predictions": predictions, "references": _INDEX}),
+            features=datasets.Features({"predictions": self.predictions, "references": _INDEX}),
         )
 
     def _download_and_prepare(self, dl_manager: Any) -> None:
@@ -56,7 +54,7 @@ class _Metric(evaluate.Metric):
 
 
 class Accuracy(_Metric):
-    """Share of photos whose class is among the first `top_k` that are named, and its 95 % interval.
+    """Share of photos whose class is among the first `top_k` that are named, and its 95 % interval (Wilson).
 
     `predictions` are rows of class indices, the best first, `(n, k)`.
 
@@ -64,7 +62,7 @@ class Accuracy(_Metric):
         top_k: How many count; default 1.
     """
 
-    description, several = "top-k accuracy with its 95 % interval (Wilson)", True
+    predictions = datasets.Sequence(_INDEX)
 
     def __init__(self, top_k: int = 1) -> None:
         super().__init__(top_k=top_k)
@@ -81,8 +79,6 @@ class PerClassAccuracy(_Metric):
     Args:
         classes: Number of classes.
     """
-
-    description = "accuracy of each class"
 
     def __init__(self, classes: int) -> None:
         super().__init__(classes=classes)
@@ -101,8 +97,6 @@ class ConfusionMatrix(_Metric):
         classes: Number of classes.
     """
 
-    description = "confusion matrix"
-
     def __init__(self, classes: int) -> None:
         super().__init__(classes=classes)
 
@@ -120,15 +114,10 @@ class CalibrationError(_Metric):
         bins: Number of bins; default 15.
     """
 
-    description = "expected calibration error"
+    predictions = datasets.Value("float64")
 
     def __init__(self, bins: int = scores.BINS) -> None:
         super().__init__(bins=bins)
-
-    def _info(self) -> evaluate.MetricInfo:
-        info = super()._info()
-        info.features = datasets.Features({"predictions": datasets.Value("float64"), "references": _INDEX})
-        return info
 
     def scores(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, Any]:  # type: ignore[override]
         """`calibration_error`."""
@@ -138,8 +127,6 @@ class CalibrationError(_Metric):
 
 class Agreement(_Metric):
     """Share of photos on which two models name the same class; `references` are those of the other model."""
-
-    description = "agreement of two models"
 
     def scores(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, Any]:  # type: ignore[override]
         """`agreement`."""
@@ -151,8 +138,6 @@ class McNemar(_Metric):
 
     `predictions` and `references` are 1 where the one and the other model is right, else 0.
     """
-
-    description = "McNemar's exact test"
 
     def scores(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, Any]:  # type: ignore[override]
         """`lost` and `gained`, photos that only the other and only the first model has right, and `p_value`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -13,11 +12,11 @@ from ..choices import check_framework
 from ..data.labelled import LabelledImages
 from ..data.opening import open_images, open_split
 from ..errors import InputError, require
-from ..files import json_bytes, write_json
+from ..files import write_json
 from ..hub.find import find_checkpoint
 from ..hub.presets import find_preset
 from ..images.processor import processor_for, processor_of
-from ..json_files import read_json
+from ..json_files import check_same_settings
 from ..models import from_pretrained, model_class, trainer
 from ..network.configuration import CONFIG_CLASSES, load_config
 from ..recipes.recipe import Recipe, get_recipe
@@ -142,18 +141,8 @@ def _check_output(checkpoints: Path, resume: bool, settings: dict[str, Any]) -> 
             f"{checkpoints} holds an earlier run; continue it with --resume or choose another output folder.",
             path=checkpoints,
         )
-    if not resume or not file.exists():
-        return
-    earlier, now = read_json(file), json.loads(json_bytes(settings))
-    changed = sorted(name for name in now if now[name] != earlier.get(name))
-    if changed:
-        was = ", ".join(f"{name}={earlier.get(name)!r}" for name in changed[:5])
-        raise InputError(
-            f"The run in {checkpoints} was started with {was}; resume it with the same options, or choose another "
-            "output folder.",
-            path=file,
-            field=changed[0],
-        )
+    if resume and file.exists():
+        check_same_settings(file, settings)
 
 
 def _open_photos(data: str | Path, validation: str | Path | None, seed: int) -> tuple[LabelledImages, LabelledImages]:
