@@ -20,7 +20,6 @@ def add_to(verbs: Any) -> None:
         verbs,
         "convert",
         convert_command,
-        "Convert weights of Apple, timm, transformers or Keras, and check the result.",
         "mobilevit-hub convert mobilevit_s.pt my-s         # Apple's file to a folder for both frameworks\n"
         "  mobilevit-hub convert my-s mobilevit_s.safetensors # timm's names\n"
         "  mobilevit-hub convert https://host/mobilevitv2-1.5.pt out --model mobilevitv2-1.5-384 --sha256 0123…\n"
@@ -41,7 +40,6 @@ def add_to(verbs: Any) -> None:
         verbs,
         "verify",
         verify_command,
-        "Hash a checkpoint again, and compare what it computes in every library.",
         "mobilevit-hub verify mobilevit-xxs-tiny-imagenet\n  mobilevit-hub verify my-model --json",
     )
     verb.add_argument("name", help="alias, folder or Hub id")
@@ -50,7 +48,7 @@ def add_to(verbs: Any) -> None:
 
 
 def convert_command(arguments: argparse.Namespace) -> int:
-    """Converts weights."""
+    """Convert weights of Apple, timm, transformers or Keras, and check the result."""
     if "://" not in arguments.source and "." not in arguments.source:
         check_name(arguments.source)
     labels = None if arguments.labels is None else _lines_of(arguments.labels)
@@ -101,7 +99,7 @@ def _lines_of(path: str) -> list[str]:
 
 
 def verify_command(arguments: argparse.Namespace) -> int:
-    """Checks a checkpoint again."""
+    """Hash a checkpoint again, and compare what it computes in every library."""
     check_name(arguments.name)
     from mobilevit_hub.conversion import verify
 

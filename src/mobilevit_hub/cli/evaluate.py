@@ -27,13 +27,7 @@ OPTIONS = (
 
 def add_to(verbs: Any) -> None:
     """Adds the verb to the command."""
-    verb = add_verb(
-        verbs,
-        "evaluate",
-        evaluate_command,
-        "Measure one or several models on labelled photos.",
-        EXAMPLES,
-    )
+    verb = add_verb(verbs, "evaluate", evaluate_command, EXAMPLES)
     verb.add_argument("names", nargs="+", metavar="NAME", help="alias, folder, Hub id or .tflite file; several compare")
     verb.add_argument(
         "data",
@@ -67,7 +61,7 @@ def add_to(verbs: Any) -> None:
 
 
 def evaluate_command(arguments: argparse.Namespace) -> int:
-    """Evaluates models."""
+    """Measure one or several models on labelled photos."""
     for name in arguments.names:
         if not name.lower().endswith(".tflite"):
             check_name(name)

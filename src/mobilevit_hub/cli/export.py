@@ -20,7 +20,6 @@ def add_to(verbs: Any) -> None:
         verbs,
         "export",
         export_command,
-        "Export a classifier as a .tflite file for phones, checked and measured.",
         "mobilevit-hub export mobilevit-s s.tflite --precision fp16\n"
         "  mobilevit-hub export my-model m.tflite --precision int8 --calibration photos/ --compare labelled-photos/\n"
         "  mobilevit-hub export my-model m.tflite --all-precisions --calibration photos/ # m-fp32.tflite … m.md, m.png",
@@ -59,7 +58,7 @@ def add_to(verbs: Any) -> None:
 
 
 def export_command(arguments: argparse.Namespace) -> int:
-    """Exports `.tflite` files."""
+    """Export a classifier as a .tflite file for phones, checked and measured."""
     check_name(arguments.name)
     from mobilevit_hub.conversion import export_all_precisions, export_tflite
 

@@ -14,13 +14,7 @@ from .output import add_hub_options, add_verb, hub_options, preset_record, print
 
 def add_to(verbs: Any) -> None:
     """Adds the verb to the command."""
-    verb = add_verb(
-        verbs,
-        "info",
-        info_command,
-        "Say everything about one checkpoint.",
-        "mobilevit-hub info mobilevitv2-1.0",
-    )
+    verb = add_verb(verbs, "info", info_command, "mobilevit-hub info mobilevitv2-1.0")
     verb.add_argument("name", help="alias, folder or Hub id")
     verb.add_argument("--download", action="store_true", help="fetch all its files and show what they say")
     verb.add_argument("--framework", choices=FRAMEWORKS, help="also open it in PyTorch or Keras, and say as what")
@@ -28,7 +22,7 @@ def add_to(verbs: Any) -> None:
 
 
 def info_command(arguments: argparse.Namespace) -> int:
-    """Prints the record of a checkpoint and what its files say, as far as they are here or asked for."""
+    """Say everything about one checkpoint."""
     name = arguments.name
     preset = find_preset(name)
     is_folder = preset is None and Path(name).expanduser().is_dir()

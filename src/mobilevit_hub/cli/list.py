@@ -17,13 +17,7 @@ EXAMPLES = """mobilevit-hub list --task image-classification
 
 def add_to(verbs: Any) -> None:
     """Adds the verb to the command."""
-    verb = add_verb(
-        verbs,
-        "list",
-        list_command,
-        "List the published checkpoints, or those that are fast and small enough.",
-        EXAMPLES,
-    )
+    verb = add_verb(verbs, "list", list_command, EXAMPLES)
     verb.add_argument("--task", help="only checkpoints of this task")
     verb.add_argument(
         "--fits", nargs="+", metavar="LIMIT", help="only what was measured to take at most this: 10ms, 5MB, or both"
@@ -33,7 +27,7 @@ def add_to(verbs: Any) -> None:
 
 
 def list_command(arguments: argparse.Namespace) -> int:
-    """Prints the presets table, or what of it fits a limit."""
+    """List the published checkpoints, or those that are fast and small enough."""
     if any(value is not None for value in (arguments.fits, arguments.runtime, arguments.threads)):
         return _list_fitting(arguments)
     presets = list_presets(arguments.task)

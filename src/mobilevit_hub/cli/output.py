@@ -7,23 +7,20 @@ import sys
 from dataclasses import fields
 from typing import Any
 
-from ..choices import FRAMEWORKS
 
-
-def add_verb(verbs: Any, name: str, run: Any, purpose: str, examples: str) -> argparse.ArgumentParser:
+def add_verb(verbs: Any, name: str, run: Any, examples: str) -> argparse.ArgumentParser:
     """Adds a verb, with the options that all have.
 
     Args:
         verbs: What `add_subparsers` returned.
         name: The verb.
-        run: Function of the arguments that returns the exit code.
-        purpose: One line for the help.
+        run: Function of the arguments that returns the exit code; its docstring is the help.
         examples: Commands, the first without indentation.
     """
     verb = verbs.add_parser(
         name,
-        help=purpose,
-        description=purpose,
+        help=run.__doc__,
+        description=run.__doc__,
         epilog=f"examples:\n  {examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -32,11 +29,6 @@ def add_verb(verbs: Any, name: str, run: Any, purpose: str, examples: str) -> ar
     verb.add_argument("--debug", action="store_true", help="show tracebacks and all warnings")
     verb.set_defaults(run=run)
     return verb
-
-
-def add_framework(verb: argparse.ArgumentParser) -> None:
-    """Adds `--framework`."""
-    verb.add_argument("--framework", choices=FRAMEWORKS, default="pt", help="PyTorch or Keras (default: %(default)s)")
 
 
 def add_workers(verb: argparse.ArgumentParser) -> None:

@@ -23,7 +23,6 @@ def add_to(verbs: Any) -> None:
         verbs,
         "predict",
         predict_command,
-        "Classify images.",
         "mobilevit-hub predict cat.jpg holidays/ --model mobilevit-s --top 3\n"
         "  mobilevit-hub predict cat.jpg --model mobilevit-s.tflite # what export wrote\n"
         "  mobilevit-hub predict - --json < cat.jpg",
@@ -44,7 +43,7 @@ def add_to(verbs: Any) -> None:
 
 
 def predict_command(arguments: argparse.Namespace) -> int:
-    """Classifies files, folders and standard input."""
+    """Classify images."""
     if not arguments.model.lower().endswith(".tflite"):
         check_name(arguments.model)
     from ..images.loading import count_frames

@@ -12,13 +12,7 @@ from .output import add_hub_options, add_verb, hub_options, shows_progress
 
 def add_to(verbs: Any) -> None:
     """Adds the verbs to the command."""
-    verb = add_verb(
-        verbs,
-        "push",
-        push_command,
-        "Publish a folder on the Hub, with its model card.",
-        "mobilevit-hub push my-model me/my-model --private",
-    )
+    verb = add_verb(verbs, "push", push_command, "mobilevit-hub push my-model me/my-model --private")
     verb.add_argument("folder", help="what convert, train or save_pretrained wrote")
     verb.add_argument("repository", help="OWNER/NAME; made when it does not exist")
     verb.add_argument("--private", action="store_true", help="make a new repository private")
@@ -30,7 +24,6 @@ def add_to(verbs: Any) -> None:
         verbs,
         "demo",
         demo_command,
-        "Show models in a web page: a photo in PyTorch, Keras and TFLite side by side.",
         "mobilevit-hub demo                  # then open http://127.0.0.1:7860\n"
         "  mobilevit-hub demo my-model --open  # what train or convert wrote\n"
         "  mobilevit-hub demo --host 0.0.0.0   # for others in the network",
@@ -44,7 +37,7 @@ def add_to(verbs: Any) -> None:
 
 
 def push_command(arguments: argparse.Namespace) -> int:
-    """Publishes a folder."""
+    """Publish a folder on the Hub, with its model card."""
     from huggingface_hub.utils import disable_progress_bars
 
     from ..publishing.upload import push
@@ -65,7 +58,7 @@ def push_command(arguments: argparse.Namespace) -> int:
 
 
 def demo_command(arguments: argparse.Namespace) -> int:
-    """Runs the web demo until it is told to stop."""
+    """Show models in a web page: a photo in PyTorch, Keras and TFLite side by side."""
     for module in ("gradio", "torch", "tensorflow", "ai_edge_litert", "ai_edge_quantizer"):
         require(module, "demo", "The web demo")
     from mobilevit_hub.spaces.server import serve

@@ -10,10 +10,11 @@ import sys
 from dataclasses import fields
 from typing import Any
 
+from ..choices import FRAMEWORKS
 from ..errors import ConfigError, InputError
 from ..hub.presets import check_name
 from ..recipes.recipe import RECIPES, Recipe, get_recipe
-from .output import add_framework, add_verb, options_of
+from .output import add_verb, options_of
 
 OPTIONS = ("model", "framework", "from_scratch", "validation", "resume", "workers", "save_steps")
 
@@ -24,7 +25,6 @@ def add_to(verbs: Any) -> None:
         verbs,
         "train",
         train_command,
-        "Train or fine-tune a classifier on labelled photos.",
         "mobilevit-hub train photos/ --output my-model --model mobilevit-s --epochs 20  # photos/cat/1.jpg …\n"
         "  mobilevit-hub train data.parquet --output out --from-scratch --size-schedule 64:8,128:2\n"
         "  mobilevit-hub train photos/ --output my-model --model mobilevit-s --epochs 20 --resume",
@@ -32,7 +32,7 @@ def add_to(verbs: Any) -> None:
     verb.add_argument("data", help="folder of class folders, parquet files, or Hub id")
     verb.add_argument("--output", required=True, metavar="FOLDER", help="folder to write")
     verb.add_argument("--model", default="mobilevit-xxs", help="start from, or build like (default: %(default)s)")
-    add_framework(verb)
+    verb.add_argument("--framework", choices=FRAMEWORKS, default="pt", help="PyTorch or Keras (default: %(default)s)")
     verb.add_argument("--from-scratch", action="store_true", help="start from random weights")
     verb.add_argument("--validation", metavar="DATA", help="validation photos (default: validation split of DATA)")
     verb.add_argument("--recipe", default="finetune", choices=list(RECIPES), help="default: %(default)s")
@@ -60,7 +60,7 @@ def _launcher() -> list[str]:
 
 
 def train_command(arguments: argparse.Namespace) -> int:
-    """Trains a classifier."""
+    """Train or fine-tune a classifier on labelled photos."""
     check_name(arguments.model)
     chosen = options_of(arguments, *(field.name for field in fields(Recipe)))
     changes = {name: value for name, value in chosen.items() if value is not None}

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from ..errors import (
-    AccessError,
-    ImageError,
-    InputError,
-    MobileViTHubError,
-    NotFoundError,
-    SourceError,
-)
+from ..errors import ImageError, InputError
+from ..hub.failures import explained_data_set
 from ..images.loading import load_image
 
 HELD_OUT = 0.1
@@ -227,7 +220,7 @@ class StreamedImages:
             InputError: A photo has no label.
         """
         numbers = {name: i for i, name in enumerate(self.label_names)}
-        with hub_errors(self.name, opened=True):
+        with explained_data_set(self.name, opened=True):
             for index, row in enumerate(self._dataset):
                 self.seen = index + 1
                 if wanted(index):
@@ -242,27 +235,3 @@ class StreamedImages:
     def digest(self) -> str:
         """A hash of the names of the classes."""
         return hashlib.sha256("\0".join(self.label_names).encode()).hexdigest()
-
-
-@contextmanager
-def hub_errors(hub_id: str, opened: bool = False) -> Iterator[None]:
-    """Turns what `datasets` and its network layer raise into this package's errors; `opened`: after it was found."""
-    try:
-        yield
-    except MobileViTHubError:
-        raise
-    except Exception as error:  # of many classes: HTTP, file systems, Arrow, its own
-        chain = f"{type(error).__name__} {error} {error.__cause__} {error.__context__}"
-        if "gated" in chain.lower() or "403 " in chain:  # 401 is also the answer to a name that is not there
-            raise AccessError(
-                f"The data set {hub_id!r} is gated or private: accept its terms on https://huggingface.co/datasets/"
-                f'{hub_id}, then run "hf auth login" or set HF_TOKEN.',
-                path=hub_id,
-            ) from error
-        if opened:
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise SourceError(f"Reading the data set {hub_id!r} failed: {reason}.", path=hub_id) from error
-        raise NotFoundError(
-            f"No data set {hub_id!r}: it is neither a folder here nor reachable on the Hub ({type(error).__name__}).",
-            path=hub_id,
-        ) from error

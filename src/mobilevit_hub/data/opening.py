@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, MobileViTHubWarning, NotFoundError, require
+from ..hub.failures import explained_data_set
 from ..images.loading import image_files
-from .labelled import HELD_OUT, LabelledImages, StreamedImages, hub_errors
+from .labelled import HELD_OUT, LabelledImages, StreamedImages
 
 SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "val", "test")}
 
@@ -41,7 +42,7 @@ def open_images(source: str | Path, split: str = "train", label_column: str | No
         return _open_parquet(datasets, files, split, str(source), label_column)
     if kind or path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise NotFoundError(f"No data set at {path!r}: there is no such file or folder.", path=path)
-    with hub_errors(path):
+    with explained_data_set(path):
         dataset = datasets.load_dataset(path, split=_find_split(datasets, path, split))
     return LabelledImages(dataset, path, label_column=label_column)
 
@@ -68,7 +69,7 @@ def stream_images(
     require("datasets", "train", "Opening a data set")
     import datasets
 
-    with hub_errors(hub_id):
+    with explained_data_set(hub_id):
         found = _find_split(datasets, hub_id, split)
         dataset = datasets.load_dataset(hub_id, split=found, streaming=True)
         count = (dataset.info.splits or {}).get(found)

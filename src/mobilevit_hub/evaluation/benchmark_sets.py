@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from ..data.label_maps import has_imagenet_labels, label_indices
 from ..errors import ConfigError, InputError, NotFoundError
-from ..hub.imagenet import imagenet_subset, imagenet_wnids
+from ..hub.imagenet import imagenet_labels, imagenet_subset, imagenet_wnids
 from ..hub.presets import find_preset
 
 TIMM = "timm, results/results-{}.csv"
@@ -175,19 +176,12 @@ def label_map(benchmark: BenchmarkSet, classes: list[str], labels: list[str], na
     Raises:
         InputError: A class is none of the benchmark's.
     """
-    from ..data.label_maps import has_imagenet_labels, label_indices
-
-    wnids = imagenet_wnids()
-    if all(c in wnids for c in classes):
-        indices = np.array([wnids.index(c) for c in classes])
-    elif has_imagenet_labels(classes):
-        indices = np.arange(1000)
-    else:
-        indices = label_indices(classes, labels, name)
+    # labels without names are taken for ImageNet's, see `check_imagenet_labels`
+    indices = label_indices(classes, labels if has_imagenet_labels(labels) else imagenet_labels(), name)
     if strange := set(indices.tolist()) - set(benchmark.classes):
         raise InputError(
-            f"{name}: has the class {wnids[min(strange)]!r}, which is none of the {len(benchmark.classes)} of "
-            f"{benchmark.title}.",
+            f"{name}: has the class {imagenet_wnids()[min(strange)]!r}, which is none of the "
+            f"{len(benchmark.classes)} of {benchmark.title}.",
             field="data",
         )
     return indices

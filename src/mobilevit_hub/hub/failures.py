@@ -81,3 +81,27 @@ def _refusal(error: Any, what: str, repo_id: str, revision: str, uploads: bool) 
     if uploads and status in (409, 412):
         return SourceError, f"{repo_id!r} changed during {what} (status {status}); push again."
     return SourceError, f"{constants.ENDPOINT} answered with status {status} to {what}: {said or 'try again later'}."
+
+
+@contextmanager
+def explained_data_set(hub_id: str, opened: bool = False) -> Iterator[None]:
+    """Turns what `datasets` and its network layer raise into this package's errors; `opened`: after it was found."""
+    try:
+        yield
+    except MobileViTHubError:
+        raise
+    except Exception as error:  # of many classes: HTTP, file systems, Arrow, its own
+        chain = f"{type(error).__name__} {error} {error.__cause__} {error.__context__}"
+        if "gated" in chain.lower() or "403 " in chain:  # 401 is also the answer to a name that is not there
+            raise AccessError(
+                f"The data set {hub_id!r} is gated or private: accept its terms on https://huggingface.co/datasets/"
+                f'{hub_id}, then run "hf auth login" or set HF_TOKEN.',
+                path=hub_id,
+            ) from error
+        if opened:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise SourceError(f"Reading the data set {hub_id!r} failed: {reason}.", path=hub_id) from error
+        raise NotFoundError(
+            f"No data set {hub_id!r}: it is neither a folder here nor reachable on the Hub ({type(error).__name__}).",
+            path=hub_id,
+        ) from error
