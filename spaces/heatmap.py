@@ -52,7 +52,7 @@ def heatmap(photo: Image.Image, model: OpenedModel, stage: int) -> tuple[np.ndar
 def seen_part(photo: Image.Image, model: OpenedModel) -> Image.Image:
     """The part of a photo that the network gets, at the size of the photo: the crop without the resize."""
     settings = model.classifiers["pt"].preprocessing
-    size, crop = dict(settings.size), dict(settings.crop_size)
+    size, crop = settings.size, settings.crop_size
     if not settings.do_center_crop:
         return photo
     if not settings.do_resize:

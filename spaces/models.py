@@ -22,7 +22,7 @@ from mobilevit_hub.data.opening import public_name
 from mobilevit_hub.errors import InputError, MobileViTHubError
 from mobilevit_hub.files import cache_folder, sha256_of
 from mobilevit_hub.hub.find import Checkpoint, find_checkpoint
-from mobilevit_hub.hub.presets import Preset, list_presets
+from mobilevit_hub.hub.presets import list_presets
 from mobilevit_hub.models import Classifier, from_pretrained
 from mobilevit_hub.tflite.model import Model
 from mobilevit_hub.version import __version__
@@ -52,7 +52,6 @@ class OpenedModel:
     """The file whose weights each runtime has."""
     network: Any
     """The trainable PyTorch model, whose gradients say what it looks at."""
-    preset: Preset | None
 
 
 def published_names() -> list[str]:
@@ -90,7 +89,7 @@ def open_model(name: str, folder: Path, report: Callable[[str], None], **places:
     for classifier in classifiers.values():  # the first call of each is slow, and no visitor should wait for it
         classifier.probabilities(classifier.prepare(Image.new("RGB", (64, 64))))
     report(f"{name}: ready")
-    return OpenedModel(name, classifiers, files, network, checkpoint.preset)
+    return OpenedModel(name, classifiers, files, network)
 
 
 def _exported(checkpoint: Checkpoint, file: Path, precision: str, report: Callable[[str], None]) -> Model:

@@ -11,6 +11,8 @@ from ..choices import FRAMEWORKS
 from ..hub.presets import find_preset, get_preset
 from .output import add_hub_options, add_verb, hub_options, preset_record, print_table
 
+SETTINGS = ("size", "crop_size", "interpolation", "channel_order")
+
 
 def add_to(verbs: Any) -> None:
     """Adds the verb to the command."""
@@ -46,7 +48,7 @@ def info_command(arguments: argparse.Namespace) -> int:
         config, processor = load_config(checkpoint), processor_of(checkpoint)
         record["files"] = {
             "labels": config.num_labels,
-            **{name: _setting(processor, name) for name in ("size", "crop_size", "interpolation", "channel_order")},
+            **{name: getattr(processor.settings, name) for name in SETTINGS},
         }
         if arguments.download or is_folder or preset is not None:  # else the weights would have to be fetched
             weights = checkpoint.weights_file
@@ -72,24 +74,16 @@ def info_command(arguments: argparse.Namespace) -> int:
 
 def _differences(preset: Any, checkpoint: Any, used: Any) -> list[str]:
     """Where a checkpoint's own preprocessing file contradicts our record of it, and which of the two is used."""
-    from ..images.processor import processor_for, processor_from_dict
+    from ..images.preparing import fields_of_preset
+    from ..images.processor import MobileViTImageProcessor, processor_from_dict
 
     if checkpoint.processor_data is None:
         return []
     own = processor_from_dict(checkpoint.processor_data, "preprocessor_config.json")
-    record = processor_for(
-        preset.resize, preset.crop, preset.interpolation, preset.channel_order, keep_aspect=preset.keep_aspect
-    )
-    names = ("size", "crop_size", "interpolation", "channel_order")
-    values = [(name, *(_setting(processor, name) for processor in (own, record, used))) for name in names]
+    record = MobileViTImageProcessor(**fields_of_preset(preset))
+    rows = [(name, *(getattr(processor.settings, name) for processor in (own, record, used))) for name in SETTINGS]
     return [
         f"{name}: the file says {of_file}, our record {of_record}; {of_used} is used"
-        for name, of_file, of_record, of_used in values
+        for name, of_file, of_record, of_used in rows
         if of_file != of_record
     ]
-
-
-def _setting(processor: Any, name: str) -> Any:
-    """One value of a processor as JSON can hold it; sizes without their empty fields."""
-    value = getattr(processor, name)
-    return value if isinstance(value, str) else {k: v for k, v in dict(value).items() if v is not None}

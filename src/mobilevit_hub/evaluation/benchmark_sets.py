@@ -151,17 +151,16 @@ def other_scores(benchmark: BenchmarkSet, model: str) -> list[dict[str, Any]]:
     preset = find_preset(model)
     if preset is None or preset.dataset != "imagenet-1k" or preset.metric != "top1":
         return []
-    found = []
     if benchmark.name == "imagenet-1k":
-        if preset.score is not None:
-            found.append({"by": preset.score_source, "top1": round(preset.score / 100, 6), "top5": None})
-        if preset.timm_scores is not None:
-            top1, top5 = (round(score / 100, 6) for score in preset.timm_scores)
-            found.append({"by": "timm, results/results-imagenet.csv", "top1": top1, "top5": top5})
-    elif preset.name in benchmark.timm_top1:
-        top1 = round(benchmark.timm_top1[preset.name] / 100, 6)
-        found.append({"by": benchmark.timm_source, "top1": top1, "top5": None})
-    return found
+        timm = preset.timm_scores or (None, None)
+        found = [(preset.score_source, preset.score, None), (TIMM.format("imagenet"), *timm)]
+    else:
+        found = [(benchmark.timm_source, benchmark.timm_top1.get(preset.name), None)]
+    return [
+        {"by": by, "top1": round(top1 / 100, 6), "top5": None if top5 is None else round(top5 / 100, 6)}
+        for by, top1, top5 in found
+        if top1 is not None
+    ]
 
 
 def label_map(benchmark: BenchmarkSet, classes: list[str], labels: list[str], name: str) -> np.ndarray:

@@ -47,15 +47,9 @@ class Measurement:
 def measurements() -> list[Measurement]:
     """Reads the table."""
     with TABLE.open(encoding="utf-8", newline="") as file:
+        numbers = {"threads": int, "milliseconds": float, "megabytes": float}
         return [
-            Measurement(
-                name=row["name"],
-                runtime=row["runtime"],
-                threads=int(row["threads"]),
-                milliseconds=float(row["milliseconds"]),
-                megabytes=float(row["megabytes"]),
-                processor=row["processor"],
-            )
+            Measurement(**{name: numbers.get(name, str)(text) for name, text in row.items()})
             for row in csv.DictReader(file)
         ]
 

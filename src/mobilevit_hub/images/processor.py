@@ -23,7 +23,6 @@ from ..hub.presets import find_preset
 from ..json_files import read_json
 from .loading import load_image
 from .preparing import (
-    FIELD_RULES,
     Preprocessing,
     checked_fields,
     fields_by_rule,
@@ -101,6 +100,11 @@ class MobileViTImageProcessor(MobileViTImageProcessorPil):
 
     channel_order, interpolation = Preprocessing.channel_order, Preprocessing.interpolation
 
+    @property
+    def settings(self) -> Preprocessing:
+        """What of it `preparing.prepare` takes."""
+        return preprocessing_from({name: _plain(getattr(self, name, None)) for name in vars(Preprocessing())})
+
     def preprocess(self, images: Any, segmentation_maps: Any = None, **options: Any) -> BatchFeature:
         """Processes one picture or a batch; calling the processor does the same.
 
@@ -125,8 +129,8 @@ class MobileViTImageProcessor(MobileViTImageProcessorPil):
         return_tensors = options.pop("return_tensors", None)
         if unknown := unknown_fields(options):
             raise InputError(f"The image processor has no option {unknown[0]!r}.", field=unknown[0])
-        fields = {name: _plain(getattr(self, name, None)) for name in FIELD_RULES} | checked_fields(options)
-        settings = preprocessing_from(fields)
+        changes = checked_fields(options)
+        settings = preprocessing_from(vars(self.settings) | changes)
 
         pixel_values, batch = [], _as_batch(images)
         for index, source in enumerate(batch):
@@ -147,7 +151,7 @@ class MobileViTImageProcessor(MobileViTImageProcessorPil):
             )
         data: dict[str, Any] = {"pixel_values": pixel_values}
         if segmentation_maps is not None:
-            reduce_labels = bool(fields.get("do_reduce_labels"))
+            reduce_labels = changes.get("do_reduce_labels", bool(self.do_reduce_labels))
             maps = segmentation_maps if isinstance(segmentation_maps, list | tuple) else [segmentation_maps]
             data["labels"] = [prepare_map(labels, settings, reduce_labels=reduce_labels) for labels in maps]
         return BatchFeature(data, tensor_type=return_tensors)
