@@ -91,9 +91,8 @@ class LabelledImages:
         if isinstance(dataset.features[of_labels], ClassLabel):
             self.label_names: list[str] = list(dataset.features[of_labels].names)
         else:
-            self.label_names = sorted(set(map(str, labels)))
-            numbers = {label: i for i, label in enumerate(self.label_names)}
-            labels = [numbers[str(label)] for label in labels]
+            names, labels = np.unique(list(map(str, labels)), return_inverse=True)
+            self.label_names = names.tolist()
         # A missing label is None in some files and -1 in others, as in the test splits of the Hub.
         labels = [-1 if label is None else label for label in labels]
         self.labels = np.asarray(labels, dtype=np.int64)

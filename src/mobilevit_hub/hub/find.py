@@ -17,6 +17,7 @@ from typing import Any
 from ..errors import ConfigError, MobileViTHubWarning, NotFoundError, OfflineError
 from ..json_files import read_json
 from . import download as hub
+from .imagenet import imagenet_labels
 from .presets import Preset, find_preset, get_preset
 
 PACKAGE = Path(__file__).parents[1]
@@ -211,14 +212,9 @@ def config_values(checkpoint: Checkpoint, **changes: Any) -> dict[str, Any]:
     elif checkpoint.preset is not None and checkpoint.preset.num_labels == 1000 and not checkpoint.is_timm:
         labels = data.get("id2label") or {}
         if labels and all(str(v).startswith("LABEL_") for v in labels.values()):
-            data = {**{k: v for k, v in data.items() if k != "label2id"}, **_imagenet_labels()}
+            data = {k: v for k, v in data.items() if k != "label2id"}
+            data["id2label"] = dict(enumerate(imagenet_labels()))
     return {**data, **changes}
-
-
-def _imagenet_labels() -> dict[str, Any]:
-    from .imagenet import imagenet_labels
-
-    return {"id2label": dict(enumerate(imagenet_labels()))}
 
 
 def _config_of_timm(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -233,7 +229,7 @@ def _config_of_timm(checkpoint: Checkpoint) -> dict[str, Any]:
         )
     count = checkpoint.config_data.get("num_classes", preset.num_labels)
     own = checkpoint.config_data.get("label_names")
-    labels = _imagenet_labels() if count == 1000 else {"num_labels": count}
-    if isinstance(own, list) and len(own) == count:
-        labels = {"id2label": dict(enumerate(own))}
+    if not isinstance(own, list) or len(own) != count:
+        own = imagenet_labels() if count == 1000 else None
+    labels = {"num_labels": count} if own is None else {"id2label": dict(enumerate(own))}
     return {"model_type": preset.model_type, **preset.config, **labels}
