@@ -27,10 +27,11 @@ from mobilevit_hub.cli.main import main
 from mobilevit_hub.data.opening import open_images
 from mobilevit_hub.errors import ImageError, InputError, MissingDependencyError, MobileViTHubWarning
 from mobilevit_hub.images.processor import processor_for
-from mobilevit_hub.recipes.recipe import get_recipe
+from mobilevit_hub.recipes.recipe import get_recipe, is_hidden_matrix
 from mobilevit_hub.recipes.run import is_main_process, last_complete_checkpoint
-from mobilevit_hub.tf.training.optimizer import WarmupCosine, make_optimizer
+from mobilevit_hub.tf.training.optimizer import learning_rates, make_optimizer
 from mobilevit_hub.tf.training.state import TrainingState
+from mobilevit_hub.tf.weights import to_checkpoint, to_keras
 from mobilevit_hub.training.run import train
 
 pytestmark = [pytest.mark.tf, QUIET, pytest.mark.filterwarnings("ignore:The classifier:UserWarning")]
@@ -110,13 +111,14 @@ def test_scores_are_those_of_the_saved_files(trained, photos, runtime):
 
 
 @pytest.mark.parity
-def test_both_commands_learn_the_same(photos, tmp_path):
+@pytest.mark.parametrize("muon", [0.0, 0.01])
+def test_both_commands_learn_the_same(photos, tmp_path, muon):
     """Same weights, photos, random transforms, optimiser and averages: the same losses, scores and weights."""
     start = tiny_folder(tmp_path / "start", 2, id2label=dict(enumerate(CLASSES)), num_labels=None,
                         hidden_dropout_prob=0.0, classifier_dropout_prob=0.0)  # fmt: skip
     processor_for(36, 32, "bilinear", "bgr").save_pretrained(start)
     options = {"model": start, "epochs": 3, "learning_rate": 2e-3, "ema_momentum": 0.3,
-               "weight_decay": 0.1, "mixup": 0.3, "clip_norm": 1.0}  # fmt: skip
+               "weight_decay": 0.1, "mixup": 0.3, "clip_norm": 1.0, "muon_learning_rate": muon}  # fmt: skip
     logs = {f: run(photos, tmp_path / f, framework=f, **options) for f in ("pt", "tf")}
     losses = {f: [r["loss"] for r in log["history"] if "loss" in r] for f, log in logs.items()}
     assert len(losses["tf"]) == 3
@@ -148,21 +150,62 @@ def test_progress_is_on_stderr_only(photos, tmp_path, capsys):
 
 
 @pytest.mark.parity
-def test_learning_rates_are_those_of_the_pytorch_command():
+@pytest.mark.parametrize(
+    ("peak", "final", "warmup", "steps"), [(4e-3, 4e-4, 7, 40), (1e-3, 0.0, 0, 12), (1, 1, 3, 5), (2, 0.5, 6, 6)]
+)
+def test_learning_rates_are_those_of_the_pytorch_command(peak, final, warmup, steps):
     import torch
     from transformers.optimization import get_cosine_with_min_lr_schedule_with_warmup
 
     parameter = torch.nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.SGD([parameter], lr=4e-3)
-    schedule = get_cosine_with_min_lr_schedule_with_warmup(optimizer, 7, 40, min_lr_rate=0.1)
+    optimizer = torch.optim.SGD([parameter], lr=peak)
+    schedule = get_cosine_with_min_lr_schedule_with_warmup(optimizer, warmup, steps, min_lr_rate=final / peak)
     expected = []
-    for _ in range(40):
+    for _ in range(steps):
         expected.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         schedule.step()
-    ours = WarmupCosine(4e-3, 4e-4, 7, 40)
-    np.testing.assert_allclose([numpy(ours(i)) for i in range(40)], expected, rtol=1e-5, atol=1e-9)
-    assert WarmupCosine.from_config(ours.get_config()).get_config() == ours.get_config()
+    ours = learning_rates(peak, final, warmup, steps)
+    np.testing.assert_allclose([numpy(ours(i)) for i in range(steps)], expected, rtol=1e-5, atol=1e-7 * peak)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("version", [1, 2])
+def test_muon_takes_the_steps_of_the_pytorch_command(version):
+    """Each weight with the same gradients, which are large where AdamW's epsilon is to count."""
+    import torch
+
+    from mobilevit_hub.pt.training.muon import Muon
+
+    recipe = get_recipe(
+        muon_learning_rate=0.02, learning_rate=0.003, weight_decay=0.1, warmup_epochs=0.0, clip_norm=0.0
+    )
+    network = tiny(version)
+    optimizer = make_optimizer(recipe, network, 1000)
+    trainable = {v.path for v in network.trainable_variables}
+    weights = {n: w for n, w in network.named_weights().items() if w.variable.path in trainable}
+    theirs = {
+        n: torch.nn.Parameter(torch.from_numpy(to_checkpoint(w.variable.numpy(), w.kind))) for n, w in weights.items()
+    }
+    groups = [
+        {"params": [theirs[name]], "muon": muon, "lr": 0.02 if muon else 0.003, "weight_decay": 0.1 * (value.dim() > 1)}
+        for name, value in theirs.items()
+        for muon in (is_hidden_matrix(name, value.shape),)
+    ]
+    assert {group["muon"] for group in groups} == {False, True}
+    other, rng = Muon(groups), np.random.default_rng(0)
+    for _ in range(3):
+        gradients = {name: rng.normal(size=value.shape).astype(np.float32) for name, value in theirs.items()}
+        for name, value in theirs.items():
+            value.grad = torch.from_numpy(gradients[name])
+        other.step()
+        ours = [to_keras(gradients[name], w.kind) for name, w in weights.items()]
+        optimizer.apply([keras.ops.convert_to_tensor(g) for g in ours], [w.variable for w in weights.values()])
+    for name, weight in weights.items():
+        found = to_checkpoint(weight.variable.numpy(), weight.kind)
+        np.testing.assert_allclose(found, theirs[name].detach().numpy(), rtol=2e-4, atol=2e-5, err_msg=name)
+    again = type(optimizer).from_config(optimizer.get_config())
+    assert again.get_config() == optimizer.get_config()
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -240,13 +283,14 @@ def test_fine_tuning_keeps_channel_order_and_filter(photos, tmp_path):
 
 # --- interruptions -------------------------------------------------------------------------------------------------
 
-EVERYTHING = {"ema_momentum": 0.1, "dropout": 0.1, "mixup": 0.2, "cutmix": 1.0, "rand_augment": 2, "random_erase": 0.25,
+EVERYTHING = {"ema_momentum": 0.1, "muon_learning_rate": 0.01, "dropout": 0.1, "mixup": 0.2, "cutmix": 1.0, "rand_augment": 2, "random_erase": 0.25,
               "size_schedule": "32:1,48:1"}  # fmt: skip
 
 KILLED_RUN = """
 import json, os, signal, sys
 import tensorflow as tf
 from mobilevit_hub.recipes import get_recipe
+from mobilevit_hub.recipes.recipe import is_hidden_matrix
 from mobilevit_hub.tf.training.state import TrainingState
 from mobilevit_hub.training import train
 
@@ -313,8 +357,6 @@ def test_resuming_nothing_starts_at_the_beginning_and_says_so(photos, tmp_path):
 
 
 def test_what_cannot_be_trained_is_refused(photos, tmp_path):
-    with pytest.raises(InputError, match=r"muon_learning_rate is 0\.1, but Muon is there in PyTorch only"):
-        run(photos, tmp_path / "m", muon_learning_rate=0.1)
     with pytest.raises(InputError, match="framework is 'jax'; expected one of pt, tf"):
         run(photos, tmp_path / "m", framework="jax")
     assert not (tmp_path / "m").exists()

@@ -8,7 +8,8 @@ from networks import MODELS
 from torch import nn
 
 from mobilevit_hub.network.configuration import MobileViTConfig, MobileViTV2Config
-from mobilevit_hub.pt.training.muon import Muon, is_hidden_matrix, orthogonalize
+from mobilevit_hub.pt.training.muon import Muon, orthogonalize
+from mobilevit_hub.recipes.recipe import is_hidden_matrix
 
 
 def singular_values(matrix):
@@ -44,7 +45,7 @@ def test_orthogonalize_does_not_depend_on_scale_and_survives_zero():
 def matrix_names(model_type, config):
     names = {}
     for name, parameter in MODELS[model_type](config).named_parameters():
-        names[name] = is_hidden_matrix(name, parameter)
+        names[name] = is_hidden_matrix(name, parameter.shape)
     return names
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import struct
-import warnings
 import zipfile
 
 import numpy as np
@@ -46,9 +45,7 @@ def finished(model, record=None, labels=LABELS, **texts):
 def plain():
     options = {"input_type": "uint8", "output": "probabilities", "channel_order": "bgr"}
     model = tiny(2, width_multiplier=0.5)  # ai-edge-quantizer keeps weights outside from 256 kB on
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of NumPy, about Keras
-        return convert_network(model.folded(), (HEIGHT, WIDTH), **options)
+    return convert_network(model.folded(), (HEIGHT, WIDTH), **options)
 
 
 @pytest.fixture(scope="module")

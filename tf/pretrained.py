@@ -99,7 +99,7 @@ class HubModel(keras.Model):
         """Every weight under its name and in its layout in a checkpoint."""
         tensors = {}
         for name, weight in self.named_weights().items():
-            array = np.asarray(keras.ops.convert_to_numpy(weight.variable))
+            array = weight.variable.numpy()
             # Neither NumPy nor our files have bfloat16; float32 holds the same values.
             array = array.astype(np.float32) if array.dtype.name == "bfloat16" else array
             tensors[name] = to_checkpoint(array, weight.kind)

@@ -21,7 +21,6 @@ from tqdm import tqdm
 
 from mobilevit_hub.errors import InputError
 from mobilevit_hub.files import write_json
-from mobilevit_hub.recipes.recipe import Recipe
 from mobilevit_hub.recipes.run import Run, last_complete_checkpoint
 from mobilevit_hub.recipes.transforms import SizedBatches
 
@@ -32,21 +31,13 @@ from .optimizer import make_optimizer
 from .state import STATE_FILE, TrainingState
 
 
-def check(recipe: Recipe) -> None:
-    """Refuses what training in Keras cannot do.
+def check() -> None:
+    """Refuses, before any photo is read, where training in Keras is not possible.
 
     Raises:
-        InputError: The recipe asks for Muon, which is for PyTorch.
         MissingDependencyError: Keras runs on another backend than TensorFlow.
     """
     require_tensorflow("Training in Keras")
-    if recipe.muon_learning_rate:
-        raise InputError(
-            f"muon_learning_rate is {recipe.muon_learning_rate!r}, but Muon is there in PyTorch only; leave it at 0, "
-            "or take framework 'pt'.",
-            field="muon_learning_rate",
-            found=recipe.muon_learning_rate,
-        )
 
 
 def fit(run: Run) -> tuple[Any, dict[str, Any]]:

@@ -5,46 +5,37 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
-from keras import ops
 
-from mobilevit_hub.recipes.recipe import Recipe
+from mobilevit_hub.recipes.recipe import Recipe, is_hidden_matrix
 
 from ..layers import replicas
 
 
-@keras.saving.register_keras_serializable("mobilevit_hub")
-class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
-    """Linear warm-up, then a cosine to the final learning rate, by step.
+class _ClippedTogether:
+    """Clips the gradient of all devices together; Keras' own clips what each of them found."""
 
-    Args:
-        peak: Largest learning rate.
-        final: Learning rate at the last step.
-        warmup_steps: Steps of the warm-up.
-        steps: Steps of the run.
-    """
+    max_norm: float
 
-    def __init__(self, peak: float, final: float, warmup_steps: int, steps: int) -> None:
-        self.peak, self.final, self.warmup_steps, self.steps = peak, final, warmup_steps, steps
-
-    def __call__(self, step: Any) -> Any:
-        """The learning rate of a step, counted from 0."""
-        step = ops.cast(step, "float32")
-        warm = step / max(1, self.warmup_steps)
-        share = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
-        cosine = 0.5 * (1 + ops.cos(np.pi * ops.clip(share, 0.0, 1.0)))
-        floor = self.final / self.peak
-        return self.peak * ops.where(step < self.warmup_steps, warm, floor + (1 - floor) * cosine)
+    def apply(self, grads: list[Any], trainable_variables: Any = None) -> None:
+        """Updates the variables."""
+        if self.max_norm:
+            context = replicas()
+            if context is not None:
+                grads = context.all_reduce("SUM", grads)
+            grads, _ = tf.clip_by_global_norm(grads, self.max_norm)
+            if context is not None:  # which Keras is about to add up
+                grads = [gradient / context.num_replicas_in_sync for gradient in grads]
+        super().apply(grads, trainable_variables)  # type: ignore[misc]
 
     def get_config(self) -> dict[str, Any]:
         """The arguments."""
-        return {"peak": self.peak, "final": self.final, "warmup_steps": self.warmup_steps, "steps": self.steps}
+        return {**super().get_config(), "max_norm": self.max_norm}  # type: ignore[misc]
 
 
 @keras.saving.register_keras_serializable("mobilevit_hub")
-class AdamW(keras.optimizers.AdamW):
-    """AdamW that clips the gradient of all devices together; Keras' own clips what each of them found.
+class AdamW(_ClippedTogether, keras.optimizers.AdamW):
+    """AdamW.
 
     Args:
         learning_rate: A number or a schedule.
@@ -56,37 +47,78 @@ class AdamW(keras.optimizers.AdamW):
         super().__init__(learning_rate, **options)
         self.max_norm = max_norm
 
-    def apply(self, grads: list[Any], trainable_variables: Any = None) -> None:
-        """Updates the variables."""
-        if self.max_norm:
-            context = replicas()
-            if context is not None:
-                grads = context.all_reduce("SUM", grads)
-            grads, _ = tf.clip_by_global_norm(grads, self.max_norm)
-            if context is not None:  # which Keras is about to add up
-                grads = [gradient / context.num_replicas_in_sync for gradient in grads]
-        super().apply(grads, trainable_variables)
+
+@keras.saving.register_keras_serializable("mobilevit_hub")
+class Muon(_ClippedTogether, keras.optimizers.Muon):
+    """Muon for some variables and AdamW for the others, as `mobilevit_hub.pt.training.muon`.
+
+    Keras' own takes matrices only. A kernel `(height, width, in, out)` is the matrix `(height · width · in, out)` here.
+
+    Args:
+        learning_rate: Of Muon, a number or a schedule; AdamW has `adam_lr_ratio` times as much.
+        max_norm: As for `AdamW`.
+        matrices: Paths of the variables for Muon.
+        options: As for `keras.optimizers.Muon`.
+    """
+
+    def __init__(
+        self, learning_rate: Any = 1e-3, max_norm: float = 0.0, matrices: list[str] | None = None, **options: Any
+    ) -> None:
+        super().__init__(learning_rate, **options)
+        self.max_norm, self.matrices = max_norm, matrices or []
+
+    def _should_use_adamw(self, variable: Any) -> bool:
+        return variable.path not in self.matrices
+
+    def zeropower_via_newtonschulz5(self, x: Any, steps: int) -> Any:
+        """The update made orthogonal, in its own shape."""
+        matrix = super().zeropower_via_newtonschulz5(tf.reshape(x, (-1, x.shape[-1])), steps)
+        return tf.reshape(matrix, x.shape)
+
+    def lr_adjust(self, x: Any) -> Any:
+        """Longer steps for more outputs than inputs, by the root of their ratio."""
+        return x * max(1, x.shape[-1] ** 2 / x.shape.num_elements()) ** 0.5
 
     def get_config(self) -> dict[str, Any]:
         """The arguments."""
-        return {**super().get_config(), "max_norm": self.max_norm}
+        return {**super().get_config(), "matrices": self.matrices}
 
 
-def make_optimizer(recipe: Recipe, model: keras.Model, steps_per_epoch: int) -> AdamW:
-    """AdamW as the recipe says; norms and biases are not decayed unless it asks for it.
+def learning_rates(peak: float, final: float, warmup_steps: int, steps: int) -> Any:
+    """Linear warm-up from 0, then a cosine to the final learning rate, by step."""
+    start = {"initial_learning_rate": 0.0, "warmup_target": peak} if warmup_steps else {"initial_learning_rate": peak}
+    return keras.optimizers.schedules.CosineDecay(
+        **start, decay_steps=max(1, steps - warmup_steps), alpha=final / peak, warmup_steps=warmup_steps
+    )
+
+
+def make_optimizer(recipe: Recipe, model: keras.Model, steps_per_epoch: int) -> AdamW | Muon:
+    """AdamW or Muon as the recipe says; norms and biases are not decayed unless it asks for it.
 
     Args:
         recipe: How to train.
         model: Whose variables are trained.
         steps_per_epoch: Steps of one pass over the photos.
     """
-    schedule = WarmupCosine(
-        recipe.learning_rate,
-        recipe.final_learning_rate,
-        round(recipe.warmup_epochs * steps_per_epoch),
-        len(recipe.sizes) * steps_per_epoch,
-    )
-    optimizer = AdamW(schedule, recipe.clip_norm, weight_decay=recipe.weight_decay, epsilon=1e-8)
+    warmup, steps = round(recipe.warmup_epochs * steps_per_epoch), len(recipe.sizes) * steps_per_epoch
+    final = recipe.final_learning_rate / recipe.learning_rate
+    peak = recipe.muon_learning_rate or recipe.learning_rate
+    rates = learning_rates(peak, final * peak, warmup, steps)
+    options = {"weight_decay": recipe.weight_decay, "epsilon": 1e-8}
+    if recipe.muon_learning_rate:
+        ratio = recipe.learning_rate / peak
+        weights = model.named_weights().items()
+        matrices = [weight.variable.path for name, weight in weights if is_hidden_matrix(name, weight.shape)]
+        optimizer = Muon(
+            rates,
+            recipe.clip_norm,
+            matrices,
+            adam_lr_ratio=ratio,
+            adam_weight_decay=recipe.weight_decay * ratio,  # Keras decays all by Muon's learning rate
+            **options,
+        )
+    else:
+        optimizer = AdamW(rates, recipe.clip_norm, **options)
     if not recipe.decay_all:
         optimizer.exclude_from_weight_decay([v for v in model.trainable_variables if len(v.shape) <= 1])
     return optimizer

@@ -14,6 +14,7 @@ What the named recipes leave out or simplify:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -179,6 +180,17 @@ RECIPES: dict[str, Recipe] = {
         cutmix=1.0,
     ),
 }
+
+
+def is_hidden_matrix(name: str, shape: Sequence[int]) -> bool:
+    """Whether Muon updates a weight: matrices and full convolutions, without stem, depthwise and classifier.
+
+    Args:
+        name: Its name in a checkpoint.
+        shape: Its shape there.
+    """
+    depthwise = len(shape) == 4 and shape[1] == 1
+    return len(shape) >= 2 and not depthwise and "conv_stem" not in name and "classifier" not in name
 
 
 def get_recipe(name: str = "finetune", **changes: Any) -> Recipe:

@@ -76,7 +76,7 @@ def train(
         require(package, extra, "Training")
     training = trainer(framework)
     if framework == "tf":
-        training.check(recipe or get_recipe())
+        training.check()
     for name, value, least in (("workers", workers, 0), ("save_steps", save_steps, 1)):
         if value < least:
             raise InputError(f"{name} is {value!r}; expected at least {least}.", field=name, found=value)

@@ -9,17 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.adamw import adamw
 
 # Quintic iteration of the source: it takes the singular values of a matrix to about 1 in five steps.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-
-
-def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Whether Muon updates a weight: matrices and full convolutions, without stem, depthwise and classifier."""
-    depthwise = parameter.dim() == 4 and parameter.shape[1] == 1
-    return parameter.dim() >= 2 and not depthwise and "conv_stem" not in name and "classifier" not in name
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:

@@ -23,9 +23,9 @@ from transformers.trainer_callback import PrinterCallback
 
 from ...data.labelled import LabelledImages
 from ...images.processor import MobileViTImageProcessor
-from ...recipes.recipe import Recipe
+from ...recipes.recipe import Recipe, is_hidden_matrix
 from ...recipes.transforms import SizedBatches, mix_batch, training_photo
-from .muon import Muon, is_hidden_matrix
+from .muon import Muon
 
 EMA_FILE = "ema.pt"
 
@@ -136,7 +136,7 @@ class RecipeTrainer(Trainer):
         for name, parameter in (model or self.model).named_parameters():
             if not parameter.requires_grad:
                 continue
-            muon = recipe.muon_learning_rate > 0 and is_hidden_matrix(name, parameter)
+            muon = recipe.muon_learning_rate > 0 and is_hidden_matrix(name, parameter.shape)
             decays = parameter.dim() > 1 or recipe.decay_all
             group = {
                 "params": [],
