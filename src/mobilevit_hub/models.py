@@ -43,7 +43,7 @@ def model_class(model_type: str, framework: str = "pt", task: str = "image-class
 
 
 def trainer(framework: str) -> Any:
-    """The module that trains in a framework: its `fit(run)` and `check(recipe)`."""
+    """The module that trains in a framework: its `fit(run)`, and in Keras `check()`."""
     if framework == "tf":
         return import_module("mobilevit_hub.tf.training.fit")
     return import_module("mobilevit_hub.pt.training.fit")
@@ -112,7 +112,7 @@ def inference_form(checkpoint: Checkpoint, framework: str) -> Any:
         tensors,
         tensor_shapes(network),
         path=checkpoint.weights_file,
-        model_name=class_name(network.model_type, "image-classification"),
+        model_name="TF" * (framework == "tf") + class_name(network.model_type, "image-classification"),
         prefix=network.model_type,
     )
     return form(fold(network, tensors))
