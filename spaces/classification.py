@@ -13,7 +13,7 @@ from PIL import Image
 from mobilevit_hub.errors import InputError
 from mobilevit_hub.tasks.classification import best_labels
 
-from .models import RUNTIMES, OpenedModel
+from .models import TITLES, OpenedModel
 
 RUNS, SECONDS = 5, 0.25
 """A network runs on a photo so many times, fewer where that takes longer; the median is shown."""
@@ -25,7 +25,7 @@ def classify(photo: Image.Image, model: OpenedModel, runtimes: Sequence[str], *,
     Args:
         photo: Upright RGB, as `load_image` returns it.
         model: The opened checkpoint.
-        runtimes: Keys of `RUNTIMES`; the first that is there in their order is what the others are compared with.
+        runtimes: Keys of `TITLES`; the first that is there in their order is what the others are compared with.
         top_k: How many labels to return.
 
     Returns:
@@ -36,12 +36,12 @@ def classify(photo: Image.Image, model: OpenedModel, runtimes: Sequence[str], *,
     Raises:
         InputError: `runtimes` is empty or has something else in it.
     """
-    if not runtimes or (unknown := [name for name in runtimes if name not in RUNTIMES]):
+    if not runtimes or (unknown := [name for name in runtimes if name not in TITLES]):
         found = f"{unknown[0]!r} is no runtime" if runtimes else "No runtime is chosen"
-        raise InputError(f"{found}; choose at least one of {', '.join(RUNTIMES)}.", field="runtimes")
+        raise InputError(f"{found}; choose at least one of {', '.join(TITLES)}.", field="runtimes")
     results: list[dict[str, Any]] = []
     reference: np.ndarray | None = None
-    for runtime in (name for name in RUNTIMES if name in runtimes):
+    for runtime in (name for name in TITLES if name in runtimes):
         classifier = model.classifiers[runtime]
         pixels = classifier.prepare(photo)
         classifier.probabilities(pixels)  # the first call of a thread makes what the others use

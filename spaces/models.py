@@ -28,9 +28,9 @@ from mobilevit_hub.tflite.model import Model
 from mobilevit_hub.version import __version__
 
 EMBEDDED = "mobilevit-xxs-tiny-imagenet"
-RUNTIMES = {"pt": "PyTorch", "tf": "Keras", "tflite-fp32": "TFLite fp32", "tflite-int8": "TFLite int8"}
+TITLES = {"pt": "PyTorch", "tf": "Keras", "tflite-fp32": "TFLite fp32", "tflite-int8": "TFLite int8"}
 """What a visitor can compare, and what it is called. int8 is `int8-dynamic`, which needs no photos to calibrate on."""
-PRECISIONS = {"tflite-fp32": "fp32", "tflite-int8": "int8-dynamic"}
+EXPORTED = {"tflite-fp32": "fp32", "tflite-int8": "int8-dynamic"}
 KEPT = 3
 """Models that stay open, and that may be on their way; the one that was chosen longest ago is closed first."""
 RETRY_SECONDS = 10
@@ -47,7 +47,7 @@ class OpenedModel:
 
     name: str
     classifiers: dict[str, Any]
-    """A `models.Classifier` or `tflite.Model` for each of `RUNTIMES`."""
+    """A `models.Classifier` or `tflite.Model` for each of `TITLES`."""
     files: dict[str, Path]
     """The file whose weights each runtime has."""
     network: Any
@@ -83,7 +83,7 @@ def open_model(name: str, folder: Path, report: Callable[[str], None], **places:
     files = {"pt": weights, "tf": weights}
     written = json.dumps([checkpoint.config_data, checkpoint.processor_data, __version__], sort_keys=True)
     exports = folder / hashlib.sha256((sha256_of(weights) + written).encode()).hexdigest()[:16]
-    for runtime, precision in PRECISIONS.items():
+    for runtime, precision in EXPORTED.items():
         files[runtime] = exports / precision / f"{public_name(name).replace('/', '-')}-{precision}.tflite"
         classifiers[runtime] = _exported(checkpoint, files[runtime], precision, report)
     for classifier in classifiers.values():  # the first call of each is slow, and no visitor should wait for it

@@ -20,7 +20,7 @@ from . import panels
 from .about import about
 from .classification import classify
 from .heatmap import STAGES, draw, heatmap, seen_part
-from .models import RUNTIMES, Models, OpenedModel
+from .models import TITLES, Models, OpenedModel
 
 MAX_PHOTO_PIXELS = 25_000_000
 """A photo of a 24-megapixel camera; decoding it takes a second and 200 MB."""
@@ -110,8 +110,8 @@ def classify_tab(models: Models, model: gr.Dropdown) -> None:
             look = gr.HTML(elem_id="look")
         with gr.Column(scale=8, min_width=300):
             runtimes = gr.CheckboxGroup(
-                [(title, name) for name, title in RUNTIMES.items()],
-                value=list(RUNTIMES),
+                [(title, name) for name, title in TITLES.items()],
+                value=list(TITLES),
                 label="Runtimes",
                 elem_id="runtimes",
             )

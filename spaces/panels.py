@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from .models import PRECISIONS, RUNTIMES
+from .models import EXPORTED, TITLES
 
 PATCHES = (
     '<rect width="9" height="9" rx="2"/><rect class="accent" x="11" width="9" height="9" rx="2"/>'
@@ -61,8 +61,8 @@ def _verdict(result: dict[str, Any]) -> str:
     fastest = min(entries, key=lambda entry: entry["ms"])
     return (
         f"<strong>{label}</strong>, say all {_number(len(entries))}. No probability differs by more than "
-        f"{_difference(furthest['difference'])} ({RUNTIMES[furthest['runtime']]}). "
-        f"The fastest is {RUNTIMES[fastest['runtime']]}."
+        f"{_difference(furthest['difference'])} ({TITLES[furthest['runtime']]}). "
+        f"The fastest is {TITLES[fastest['runtime']]}."
     )
 
 
@@ -85,7 +85,7 @@ def _card(entry: dict[str, Any], *, first: bool) -> str:
     compared = "the others are compared with this" if first else f"differs by {_difference(entry['difference'])}"
     return (
         f'<section class="panel card" data-runtime="{runtime}" data-difference="{entry["difference"]:.3g}">'
-        f"<header><h2>{RUNTIMES[runtime]}</h2>"
+        f"<header><h2>{TITLES[runtime]}</h2>"
         f'<p><b data-ms="{entry["ms"]}">{entry["ms"]:.1f} ms</b> · {entry["bytes"] / 1e6:.1f} MB</p></header>'
         f'<ol class="bars">{bars}</ol><footer>{compared}</footer></section>'
     )
@@ -124,6 +124,6 @@ def downloads(number: int, files: dict[str, Any]) -> str:
     links = "".join(
         f'<a class="download" href="files/{number}/{precision}.tflite" download="{escape(files[runtime].name)}">'
         f"{precision}.tflite <span>{files[runtime].stat().st_size / 1e6:.1f} MB</span></a>"
-        for runtime, precision in PRECISIONS.items()
+        for runtime, precision in EXPORTED.items()
     )
     return f'<nav class="downloads" aria-label="Files for the phone"><h2>For the phone</h2>{links}</nav>'

@@ -32,7 +32,7 @@ from mobilevit_hub.files import temporary_folder
 
 from . import panels
 from .limits import FULL, MAX_FILE_BYTES, MAX_UPLOADS_BYTES, NO_ROOM, Limits, delete_old, files_below
-from .models import PRECISIONS, Models, export_folder
+from .models import EXPORTED, Models, export_folder
 from .page import EXAMPLES, STYLES, build_page, theme
 
 MAX_THREADS = 8
@@ -116,7 +116,7 @@ def build_app(models: Models, uploads: Path, *, embed: bool = False) -> FastAPI:
 
     @app.get("/files/{number}/{precision}.tflite")
     async def file(number: int, precision: str) -> FileResponse:
-        runtime = next((name for name, value in PRECISIONS.items() if value == precision), "")
+        runtime = next((name for name, value in EXPORTED.items() if value == precision), "")
         model = models.opened(number)
         if model is None or not runtime:
             raise HTTPException(404, "There is no such file, or its model is not open; choose the model on the page.")

@@ -21,7 +21,6 @@ from .inference.folding import fold
 from .network.structure import tensor_shapes
 from .tasks.classification import predict_each, softmax
 
-TASKS = ("image-classification", "features", "backbone")
 _CLASS_ENDINGS = {"image-classification": "ForImageClassification", "features": "Model", "backbone": "Backbone"}
 
 
@@ -51,8 +50,8 @@ def trainer(framework: str) -> Any:
 
 def class_name(model_type: str, task: str) -> str:
     """Name of a PyTorch model class; the Keras ones begin with `TF` before it. Arguments as for `model_class`."""
-    if task not in TASKS:
-        raise InputError(f"task is {task!r}; expected one of {', '.join(TASKS)}.", field="task")
+    if task not in _CLASS_ENDINGS:
+        raise InputError(f"task is {task!r}; expected one of {', '.join(_CLASS_ENDINGS)}.", field="task")
     return {"mobilevit": "MobileViT", "mobilevitv2": "MobileViTV2"}[model_type] + _CLASS_ENDINGS[task]
 
 
