@@ -13,6 +13,7 @@ import numpy as np
 
 from mobilevit_hub.checkpoints.saving import CARD_FILE, save_checkpoint
 from mobilevit_hub.checkpoints.tensors import read_tensors, to_safetensors
+from mobilevit_hub.choices import check_choice
 from mobilevit_hub.errors import ExportError, InputError, SaveError, listed, require
 from mobilevit_hub.files import temporary_folder, write_file, write_folder
 from mobilevit_hub.hub.download import CONFIG_FILE, PROCESSOR_FILE, WEIGHT_FILES
@@ -155,8 +156,7 @@ def _target(output: Path, to: str | None) -> str:
             field="output",
         )
     target = to or by_ending or "folder"
-    if target not in TARGETS:
-        raise InputError(f"to is {to!r}; expected one of {', '.join(TARGETS)}.", field="to", found=to)
+    check_choice("to", target, TARGETS)
     if target != "folder" and (by_ending is None or (target == "keras") != (by_ending == "keras")):
         endings = {"keras": ".keras or .weights.h5"}.get(target, ".safetensors, .pt, .pth or .bin")
         raise InputError(f"{output.name!r} is no name for a {target} file; it ends in {endings}.", field="output")

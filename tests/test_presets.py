@@ -13,7 +13,7 @@ import pytest
 
 from mobilevit_hub.errors import ConfigError, InputError, NotFoundError
 from mobilevit_hub.hub.imagenet import imagenet_labels, imagenet_wnids
-from mobilevit_hub.hub.presets import TASKS, check_name, find_preset, get_preset, list_presets
+from mobilevit_hub.hub.presets import PRESET_TASKS, check_name, find_preset, get_preset, list_presets
 from mobilevit_hub.network.configuration import CONFIG_CLASSES, MobileViTConfig, MobileViTV2Config
 
 # Parameters, MACs at 256 and at 384 pixels.
@@ -106,7 +106,7 @@ EMBEDDED = "mobilevit-xxs-tiny-imagenet"
 def test_each_published_checkpoint_has_one_row_and_no_other_exists():
     names = [row.name for row in list_presets()]
     assert sorted(names) == sorted([EMBEDDED, *TOP1, *SEGMENTERS, *DETECTORS])
-    assert [len(list_presets(task)) for task in TASKS] == [24, 26, 10]
+    assert [len(list_presets(task)) for task in PRESET_TASKS] == [24, 26, 10]
 
 
 @pytest.mark.parametrize("name", TOP1)
@@ -116,7 +116,7 @@ def test_classifiers_equal_the_facts(name):
     at_384 = name.endswith("-384")
     assert (row.params, row.macs) == (params, macs_384 if at_384 else macs_256)
     assert (row.score, *(row.timm_scores or ())) == TOP1[name]
-    assert (row.task, row.metric, row.dataset, row.num_labels) == (TASKS[0], "top1", "imagenet-1k", 1000)
+    assert (row.task, row.metric, row.dataset, row.num_labels) == (PRESET_TASKS[0], "top1", "imagenet-1k", 1000)
     assert (row.resize, row.crop) == ((384, 384) if at_384 else (288, 256))
     expected = ("bgr", "bilinear") if row.model_type == "mobilevit" else ("rgb", "bicubic")
     assert (row.channel_order, row.interpolation) == expected
@@ -185,7 +185,7 @@ def test_only_384_without_imagenet_21k_is_not_on_the_hub():
 
 
 def test_segmenters_and_detectors_are_listed_but_not_loadable():
-    for task in TASKS[1:]:
+    for task in PRESET_TASKS[1:]:
         for row in list_presets(task):
             assert not row.loadable
             assert row.unavailable == f"{task} checkpoints are not loadable yet"

@@ -60,7 +60,7 @@ def photos(tmp_path_factory):
 @pytest.fixture(scope="module")
 def made(checkpoint):
     """The checkpoint opened, and its conversion: what comes before the steps that fail here."""
-    source = export.open_source(checkpoint, None, {})
+    source = export.open_for_export(checkpoint, None, {})
     options = {"input_type": "uint8", "output": "probabilities", "channel_order": "bgr"}
     return source, phone.convert_network(source.model.folded(), (64, 64), **options)
 
@@ -69,7 +69,7 @@ def made(checkpoint):
 def quick(monkeypatch, made):
     """Exports of `checkpoint` in a moment, checked on four photos."""
     photos = export.check_photos()[::8]
-    monkeypatch.setattr(export, "open_source", lambda *_: made[0])
+    monkeypatch.setattr(export, "open_for_export", lambda *_: made[0])
     monkeypatch.setattr(phone, "convert_network", lambda *_, **__: made[1])
     monkeypatch.setattr(export, "check_photos", lambda: photos)
 
@@ -120,7 +120,7 @@ def left_over(places):
 
 def test_a_file_that_differs_from_its_source_is_not_written(quick, places, monkeypatch, made):
     """Converted for the other order of channels."""
-    monkeypatch.setattr(export, "open_source", lambda *_: dataclasses.replace(made[0], channel_order="rgb"))
+    monkeypatch.setattr(export, "open_for_export", lambda *_: dataclasses.replace(made[0], channel_order="rgb"))
     error = leaves_all_as_it_was(
         places, ExportError, lambda: export_tflite("x", places[0] / "m.tflite", overwrite=True),
         "The fp32 file differs from its source by", "allowed is 0.0001", "Nothing was written",
@@ -371,7 +371,7 @@ def test_photos_to_compare_on_that_cannot_be_read(quick, places, tmp_path):
 
 
 def test_the_probability_of_a_single_class_says_nothing(quick, places, monkeypatch, made):
-    monkeypatch.setattr(export, "open_source", lambda *_: dataclasses.replace(made[0], labels=["cat"]))
+    monkeypatch.setattr(export, "open_for_export", lambda *_: dataclasses.replace(made[0], labels=["cat"]))
     call = functools.partial(export_tflite, "x", places[0] / "m.tflite", overwrite=True)
     leaves_all_as_it_was(places, InputError, call, "has one label", "--output-type logits")
 

@@ -24,7 +24,7 @@ if keras.backend.backend() != "tensorflow":
 import mobilevit_hub as mh
 from mobilevit_hub.conversion import export_all_precisions, export_tflite
 from mobilevit_hub.conversion.tflite import export
-from mobilevit_hub.conversion.tflite.inputs import calibration_photos, open_source, open_unlabelled
+from mobilevit_hub.conversion.tflite.inputs import calibration_photos, open_for_export, open_unlabelled
 from mobilevit_hub.conversion.tflite.measurement import check_photos, mcnemar, wilson_interval
 from mobilevit_hub.conversion.tflite.report import report_lines
 from mobilevit_hub.errors import InputError, MobileViTHubWarning, NotFoundError
@@ -85,7 +85,7 @@ def photos(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def source(checkpoint):
-    return open_source(checkpoint, None, {})
+    return open_for_export(checkpoint, None, {})
 
 
 @pytest.fixture(scope="module")
@@ -343,7 +343,7 @@ def test_the_comparison_is_what_a_recount_gives(exports, checkpoint, photos):
     ],
 )
 def test_a_class_that_is_none_of_the_checkpoint(source, tmp_path, monkeypatch, strange, words):
-    monkeypatch.setattr(export, "open_source", lambda *_: source)
+    monkeypatch.setattr(export, "open_for_export", lambda *_: source)
     save_pictures(tmp_path / "photos", 4, ("cat", strange))
     with pytest.raises(InputError, match=words):
         export_tflite("x", tmp_path / "x.tflite", compare=tmp_path / "photos")

@@ -19,7 +19,7 @@ from mobilevit_hub.hub.find import Checkpoint
 from mobilevit_hub.tflite.model import Model
 from mobilevit_hub.version import __version__
 
-from .inputs import Source, calibration_photos, give_labels, open_source, open_unlabelled
+from .inputs import ExportSource, calibration_photos, give_labels, open_for_export, open_unlabelled
 from .inspection import check_form, inspect
 from .measurement import check_photos, compare, difference, latency
 from .progress import bar, step
@@ -86,21 +86,47 @@ def export_tflite(
         SaveError: It could not be written; what was there before is kept.
         MissingDependencyError: A library of the extra `export` is not installed.
     """
-    if precision not in PRECISIONS:
-        raise InputError(
-            f"precision is {precision!r}; expected one of {', '.join(PRECISIONS)}.", field="precision", found=precision
-        )
+    check_choice("precision", precision, PRECISIONS)
     path = _checked_output(output)
     exports, files = _make(
-        name, {precision: path}, resolution, input_type, output_type, calibration, compare, overwrite, progress, places
+        name,
+        {precision: path},
+        resolution=resolution,
+        input_type=input_type,
+        output_type=output_type,
+        calibration=calibration,
+        compare=compare,
+        overwrite=overwrite,
+        progress=progress,
+        **places,
     )
     _write(files, overwrite)
     return exports[0]
 
 
 def export_all_precisions(
+    name: str | Path | Checkpoint, output: str | Path, *, overwrite: bool = False, **options: Any
+) -> list[Export]:
+    """Exports a classifier in every precision, with one table (`OUTPUT.md`) and plot (`OUTPUT.png`) of all.
+
+    The files are `OUTPUT-fp32.tflite` and so on. Arguments, but for `precision`, and errors are those of
+    `export_tflite`.
+    """
+    path = _checked_output(output)
+    require("matplotlib", "export", "The plot of all precisions")
+    table, plot = path.with_suffix(".md"), path.with_suffix(".png")
+    if not overwrite:
+        _refuse_existing([table, plot])
+    paths = {precision: path.with_name(f"{path.stem}-{precision}.tflite") for precision in PRECISIONS}
+    exports, files = _make(name, paths, overwrite=overwrite, **options)
+    files |= {table: comparison_page(exports), plot: comparison_plot(exports)}
+    _write(files, overwrite)
+    return exports
+
+
+def _make(
     name: str | Path | Checkpoint,
-    output: str | Path,
+    paths: dict[str, Path],
     *,
     resolution: int | None = None,
     input_type: str = "uint8",
@@ -110,44 +136,10 @@ def export_all_precisions(
     overwrite: bool = False,
     progress: bool = False,
     **places: Any,
-) -> list[Export]:
-    """Exports a classifier in every precision, with one table (`OUTPUT.md`) and plot (`OUTPUT.png`) of all.
-
-    The files are `OUTPUT-fp32.tflite` and so on. Arguments and errors are those of `export_tflite`.
-    """
-    path = _checked_output(output)
-    require("matplotlib", "export", "The plot of all precisions")
-    table, plot = path.with_suffix(".md"), path.with_suffix(".png")
-    if not overwrite:
-        _refuse_existing([table, plot])
-    paths = {precision: path.with_name(f"{path.stem}-{precision}.tflite") for precision in PRECISIONS}
-    exports, files = _make(
-        name, paths, resolution, input_type, output_type, calibration, compare, overwrite, progress, places
-    )
-    files |= {table: comparison_page(exports), plot: comparison_plot(exports)}
-    _write(files, overwrite)
-    return exports
-
-
-def _make(
-    name: str | Path | Checkpoint,
-    paths: dict[str, Path],
-    resolution: int | None,
-    input_type: str,
-    output_type: str,
-    calibration: str | Path | None,
-    compare: str | Path | None,
-    overwrite: bool,
-    progress: bool,
-    places: dict[str, Any],
 ) -> tuple[list[Export], dict[Path, bytes]]:
     """Makes, checks and measures a file for each precision; returns what is known and what is to be written."""
-    for field_name, value, accepted in (
-        ("input_type", input_type, TFLITE_INPUTS),
-        ("output_type", output_type, TFLITE_OUTPUTS),
-    ):
-        if value not in accepted:
-            raise InputError(f"{field_name} is {value!r}; expected one of {', '.join(accepted)}.", field=field_name)
+    check_choice("input_type", input_type, TFLITE_INPUTS)
+    check_choice("output_type", output_type, TFLITE_OUTPUTS)
     if "int8" in paths and calibration is None:
         raise InputError(
             "The precision int8 needs photos to calibrate on: pass calibration (--calibration FOLDER), 100 or more "
@@ -167,7 +159,7 @@ def _make(
     # All that can be wrong with the data, before the long work.
     unlabelled = None if calibration is None else open_unlabelled(str(calibration))
     labelled = None if compare is None else open_images(compare, "validation")
-    source = open_source(name, resolution, places)
+    source = open_for_export(name, resolution, places)
     if len(source.labels) == 1 and output_type == "probabilities":
         raise InputError(
             "The checkpoint has one label, whose probability is always 1; export it with output_type='logits' "
@@ -243,7 +235,7 @@ def _refuse_existing(paths: list[Path]) -> None:
 
 
 def _record(
-    source: Source, precision: str, input_type: str, output_type: str, calibration: dict[str, Any] | None
+    source: ExportSource, precision: str, input_type: str, output_type: str, calibration: dict[str, Any] | None
 ) -> dict[str, Any]:
     from .metadata import labels_file
 
@@ -271,7 +263,7 @@ def _record(
     }
 
 
-def _description(source: Source, precision: str) -> dict[str, str]:
+def _description(source: ExportSource, precision: str) -> dict[str, str]:
     preset = source.checkpoint.preset
     author = "unknown" if preset is None else "Apple" if preset.apple_file else "the mobilevit_hub authors"
     return {
@@ -282,7 +274,9 @@ def _description(source: Source, precision: str) -> dict[str, str]:
     }
 
 
-def _check(source: Source, content: bytes, record: dict[str, Any], trial: Path, path: Path, float_size: int) -> Export:
+def _check(
+    source: ExportSource, content: bytes, record: dict[str, Any], trial: Path, path: Path, float_size: int
+) -> Export:
     """Writes a file for trial, opens it as a user does, and compares it with its source."""
     write_file(trial, content)
     inspection = inspect(content)
@@ -316,7 +310,7 @@ def _measure(exports: list[Export], trials: list[Path]) -> None:
 
 
 def _compare(
-    exports: list[Export], trials: list[Path], source: Source, images: Any, dataset: str, progress: bool
+    exports: list[Export], trials: list[Path], source: ExportSource, images: Any, dataset: str, progress: bool
 ) -> None:
     fused, models = source.model.fuse(), [Model(trial) for trial in trials]
     photos = _readable(models[0], images, progress)

@@ -28,7 +28,7 @@ BATCH_PIXELS = 8 * 256**2
 
 
 @dataclass(frozen=True)
-class Source:
+class ExportSource:
     """A checkpoint, opened for export."""
 
     checkpoint: Checkpoint
@@ -69,7 +69,7 @@ class Source:
         return np.ascontiguousarray(values, np.float32) / np.float32(255 if pixels.dtype == np.uint8 else 1)
 
 
-def open_source(name: str | Path | Checkpoint, resolution: int | None, places: dict[str, Any]) -> Source:
+def open_for_export(name: str | Path | Checkpoint, resolution: int | None, places: dict[str, Any]) -> ExportSource:
     """Opens a checkpoint for export at a resolution, in pixels; None: its own."""
     checkpoint = find_checkpoint(name, **places)
     name, config, own = checkpoint.name, load_config(checkpoint), preprocessing_from(fields_of(checkpoint))
@@ -84,7 +84,7 @@ def open_source(name: str | Path | Checkpoint, resolution: int | None, places: d
         warnings.simplefilter("ignore", UserWarning)  # of a patch alone in its map, which is no news here
         model = from_pretrained(checkpoint, framework="tf")
     labels = [str(model.config.id2label[i]) for i in range(model.config.num_labels)]
-    return Source(checkpoint, model, labels, preprocessing, own.channel_order)
+    return ExportSource(checkpoint, model, labels, preprocessing, own.channel_order)
 
 
 def _preprocessing(own: Preprocessing, resolution: int | None) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def _preprocessing(own: Preprocessing, resolution: int | None) -> dict[str, Any]
 
 
 def calibration_photos(
-    photos: Any, name: str, source: Source, input_type: str, progress: bool
+    photos: Any, name: str, source: ExportSource, input_type: str, progress: bool
 ) -> tuple[list[np.ndarray], dict[str, Any]]:
     """Prepared photos to calibrate on, and what is recorded about them.
 
@@ -179,6 +179,6 @@ def _is_split(folder: Path) -> bool:
     return train.is_dir() and (others or any(entry.is_dir() for entry in train.iterdir()))
 
 
-def give_labels(images: Any, name: str, source: Source) -> None:
+def give_labels(images: Any, name: str, source: ExportSource) -> None:
     """Gives the photos of a labelled data set the class numbers of the checkpoint; see `label_maps.label_indices`."""
     images.labels = label_indices(images.label_names, source.labels, name, field="compare")[images.labels]

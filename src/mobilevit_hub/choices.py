@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import Any
+
 from .errors import InputError
 
 FRAMEWORKS = ("pt", "tf")
@@ -18,7 +21,10 @@ TFLITE_OUTPUTS = ("probabilities", "logits")
 
 def check_framework(framework: str, field: str = "framework") -> None:
     """Raises `InputError` unless `framework` is one of `FRAMEWORKS`; `field` is what the user called it."""
-    if framework not in FRAMEWORKS:
-        raise InputError(
-            f"{field} is {framework!r}; expected one of {', '.join(FRAMEWORKS)}.", field=field, found=framework
-        )
+    check_choice(field, framework, FRAMEWORKS)
+
+
+def check_choice(field: str, value: Any, choices: Collection[str]) -> None:
+    """Raises `InputError` unless `value`, of what the user calls `field`, is one of a few words."""
+    if value not in choices:
+        raise InputError(f"{field} is {value!r}; expected one of {', '.join(choices)}.", field=field, found=value)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .choices import RUNTIMES
+from .choices import RUNTIMES, check_choice
 from .errors import InputError
 from .hub.find import Checkpoint
 from .tasks.classification import predict_each
@@ -61,10 +61,7 @@ def open_classifier(model: str | Path | Checkpoint, *, runtime: str | None = Non
     is_file = name.lower().endswith(".tflite") and not isinstance(model, Checkpoint)
     if runtime is None:
         runtime = "tflite" if is_file else "pt"
-    if runtime not in RUNTIMES:
-        raise InputError(
-            f"runtime is {runtime!r}; expected one of {', '.join(RUNTIMES)}.", field="runtime", found=runtime
-        )
+    check_choice("runtime", runtime, RUNTIMES)
     if is_file and runtime != "tflite":
         raise InputError(
             f"runtime is {runtime!r}, but {name!r} is a .tflite file; only 'tflite' runs it.",

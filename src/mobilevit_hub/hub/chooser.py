@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..choices import check_choice
 from ..errors import InputError
 from .presets import Preset, list_presets
 
@@ -83,10 +84,8 @@ def fitting(
     Raises:
         InputError: An argument is wrong, or nothing was measured with so many threads.
     """
-    if runtime not in (None, *MEASURED_RUNTIMES):
-        raise InputError(
-            f"runtime is {runtime!r}; expected one of {', '.join(MEASURED_RUNTIMES)}.", field="runtime", found=runtime
-        )
+    if runtime is not None:
+        check_choice("runtime", runtime, MEASURED_RUNTIMES)
     bounds = [limit_of(text) for text in limits]
     rows = measurements()
     counts = sorted({row.threads for row in rows})

@@ -16,12 +16,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ..errors import InputError, NotFoundError
 
 Task = Literal["image-classification", "semantic-segmentation", "object-detection"]
-TASKS: tuple[Task, ...] = ("image-classification", "semantic-segmentation", "object-detection")
+PRESET_TASKS: tuple[Task, ...] = get_args(Task)
 
 APPLE_LICENSE = "other: Apple sample code license, https://github.com/apple/ml-cvnets/blob/main/LICENSE"
 TINY_IMAGENET_LICENSE = "other: Tiny ImageNet, non-commercial research and education"
@@ -387,13 +387,16 @@ def list_presets(task: str | None = None) -> list[Preset]:
     """Returns the published checkpoints, loadable or not, the embedded one first.
 
     Args:
-        task: One of `TASKS`; default: all.
+        task: One of `PRESET_TASKS`; default: all.
 
     Raises:
         InputError: There is no such task.
     """
-    if task is not None and task not in TASKS:
+    if task is not None and task not in PRESET_TASKS:
         raise InputError(
-            f"Unknown task {task!r}; expected one of {', '.join(TASKS)}.", field="task", found=task, expected=TASKS
+            f"Unknown task {task!r}; expected one of {', '.join(PRESET_TASKS)}.",
+            field="task",
+            found=task,
+            expected=PRESET_TASKS,
         )
     return [row for row in _ROWS if task in (None, row.task)]
