@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from mobilevit_hub.choices import PRECISIONS, TFLITE_INPUTS, TFLITE_OUTPUTS
+from mobilevit_hub.choices import PRECISIONS, TFLITE_INPUTS, TFLITE_OUTPUTS, check_choice
+from mobilevit_hub.data.label_maps import label_indices
 from mobilevit_hub.data.opening import open_images, public_name
 from mobilevit_hub.errors import ExportError, ImageError, InputError, MobileViTHubWarning, require
 from mobilevit_hub.files import json_bytes, sha256_of, temporary_folder, write_file, write_folder
@@ -19,7 +20,7 @@ from mobilevit_hub.hub.find import Checkpoint
 from mobilevit_hub.tflite.model import Model
 from mobilevit_hub.version import __version__
 
-from .inputs import ExportSource, calibration_photos, give_labels, open_for_export, open_unlabelled
+from .inputs import ExportSource, calibration_photos, open_for_export, open_unlabelled
 from .inspection import check_form, inspect
 from .measurement import check_photos, compare, difference, latency
 from .progress import bar, step
@@ -167,7 +168,8 @@ def _make(
             field="output_type",
         )
     if labelled is not None:
-        give_labels(labelled, str(compare), source)
+        classes = label_indices(labelled.label_names, source.labels, str(compare), field="compare")
+        labelled.labels = classes[labelled.labels]
     photos: list[np.ndarray] = []
     calibrated = None
     if unlabelled is not None:
@@ -200,7 +202,9 @@ def _make(
                 exports.append(_check(source, files[path], record, workplace / path.name, path, len(model)))
         trials = [workplace / path.name for path in paths.values()]
         with step("timing", progress):
-            _measure(exports, trials)
+            for threads in (1, 2):
+                for export, taken in zip(exports, latency(trials, threads), strict=True):
+                    export.latencies.append(taken)
         if labelled is not None:
             _compare(exports, trials, source, labelled, public_name(str(compare)), progress)
     for export, path in zip(exports, paths.values(), strict=True):
@@ -301,12 +305,6 @@ def _check(
             expected=limit,
         )
     return Export(str(path), record, inspection, found, float_size)
-
-
-def _measure(exports: list[Export], trials: list[Path]) -> None:
-    for threads in (1, 2):
-        for export, taken in zip(exports, latency(trials, threads), strict=True):
-            export.latencies.append(taken)
 
 
 def _compare(

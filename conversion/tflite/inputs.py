@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from mobilevit_hub.data.label_maps import label_indices
 from mobilevit_hub.data.opening import SPLIT_NAMES, open_images, public_name
 from mobilevit_hub.errors import ImageError, InputError, MobileViTHubWarning, NotFoundError
 from mobilevit_hub.hub.find import Checkpoint, find_checkpoint
@@ -18,6 +17,7 @@ from mobilevit_hub.images.loading import image_files, load_image
 from mobilevit_hub.images.preparing import FILTERS, MAX_EDGE, Preprocessing, fields_of, prepare, preprocessing_from
 from mobilevit_hub.models import from_pretrained
 from mobilevit_hub.network.configuration import load_config
+from mobilevit_hub.tflite.files import steps_before
 
 from .progress import bar
 
@@ -53,14 +53,9 @@ class ExportSource:
         return np.concatenate(parts)
 
     def prepare(self, photo: Any, dtype: str) -> np.ndarray:
-        """What the file gets of a photo, `(1, H, W, 3)`, by the checkpoint's own image own."""
-        settings = Preprocessing(
-            size=self.preprocessing["resize"],
-            crop_size=self.preprocessing["crop"],
-            resample=FILTERS[self.preprocessing["interpolation"]],
-            do_rescale=dtype == "float32",
-            do_flip_channel_order=False,
-        )
+        """What the file gets of a photo, `(1, H, W, 3)`, by the checkpoint's own steps."""
+        steps = self.preprocessing
+        settings = steps_before(steps["resize"], self.image_size, FILTERS[steps["interpolation"]], dtype)
         return prepare(load_image(photo), settings, channels_last=True)[None]
 
     def pixel_values(self, pixels: np.ndarray) -> np.ndarray:
@@ -129,18 +124,14 @@ def calibration_photos(
     """
     order = np.random.default_rng(0).permutation(len(photos))
     prepared: list[np.ndarray] = []
-    digest = hashlib.sha256()
     unreadable = 0
     for i in bar(order, "reading photos", progress):
         if len(prepared) == CALIBRATION_IMAGES:
             break
         try:
-            pixels = source.prepare(photos[int(i)], input_type)
+            prepared.append(source.prepare(photos[int(i)], input_type))
         except ImageError:
             unreadable += 1
-            continue
-        prepared.append(pixels)
-        digest.update(pixels.tobytes())
     if len(prepared) < MIN_CALIBRATION:
         bad = f" ({unreadable} more cannot be read)" if unreadable else ""
         raise InputError(
@@ -154,7 +145,8 @@ def calibration_photos(
         warnings.warn(
             f"{name}: {unreadable} photos cannot be read and were left out.", MobileViTHubWarning, stacklevel=2
         )
-    return prepared, {"source": public_name(name), "images": len(prepared), "sha256": digest.hexdigest()}
+    digest = hashlib.sha256(np.concatenate(prepared).tobytes()).hexdigest()
+    return prepared, {"source": public_name(name), "images": len(prepared), "sha256": digest}
 
 
 def open_unlabelled(data: str) -> Any:
@@ -177,8 +169,3 @@ def _is_split(folder: Path) -> bool:
     train = folder / "train"
     others = any((folder / name).is_dir() for name in SPLIT_NAMES["validation"])
     return train.is_dir() and (others or any(entry.is_dir() for entry in train.iterdir()))
-
-
-def give_labels(images: Any, name: str, source: ExportSource) -> None:
-    """Gives the photos of a labelled data set the class numbers of the checkpoint; see `label_maps.label_indices`."""
-    images.labels = label_indices(images.label_names, source.labels, name, field="compare")[images.labels]

@@ -43,10 +43,6 @@ class Difference:
     """Share of the images whose best class is the same."""
     images: int
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON can hold it."""
-        return asdict(self)
-
 
 def difference(outputs: np.ndarray, expected: np.ndarray, *, probabilities: bool) -> Difference:
     """Compares an export with its source.

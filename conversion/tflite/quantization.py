@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -46,7 +46,6 @@ def quantize(model: bytes, precision: str, ranges: Ranges | None = None) -> byte
     require("ai_edge_quantizer", "export", f"The precision {precision!r}")
     from ai_edge_quantizer.quantizer import Quantizer
 
-    recipe = {"fp16": _float16_recipe, "int8-dynamic": _dynamic_recipe, "int8": _static_recipe}[precision]()
     calibration = None
     if ranges is not None:
         calibration = {
@@ -56,7 +55,8 @@ def quantize(model: bytes, precision: str, ranges: Ranges | None = None) -> byte
     try:
         with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():  # its progress bars
             warnings.simplefilter("ignore")  # of the interpreter that it opens
-            quantizer = Quantizer(bytearray(model), recipe)
+            quantizer = Quantizer(bytearray(model))
+            _add_rules(quantizer, precision)
             result = quantizer.quantize(calibration, enable_progress_bar=False, enable_progress_report=False)
     except Exception as error:  # of several classes
         raise ExportError(f"ai-edge-quantizer failed: {' '.join(str(error).split())[:300]}") from error
@@ -105,79 +105,28 @@ def activation_ranges(model: bytes, images: Iterable[np.ndarray], *, threads: in
     return {details[i]["name"]: (float(low[i]), float(high[i])) for i in computed}
 
 
-def _float16_recipe() -> Any:
+def _add_rules(quantizer: Any, precision: str) -> None:
+    """Says what becomes of which operations; of several rules for one of them the last counts."""
     from ai_edge_quantizer import qtyping
     from ai_edge_quantizer.algorithm_manager import AlgorithmName
 
-    weights = qtyping.TensorQuantizationConfig(num_bits=16, dtype=qtyping.TensorDataType.FLOAT)
+    kind = qtyping.TFLOperationName
+    if precision == "fp16":
+        quantizer.add_weight_only_config(".*", kind.ALL_SUPPORTED, 16, algorithm_key=AlgorithmName.FLOAT_CASTING)
+        return
+    dynamic = [(".*", kind.CONV_2D), (".*", kind.FULLY_CONNECTED)]  # not depthwise: XNNPACK has no such kernel
+    if precision == "int8":
+        quantizer.add_static_config(".*", kind.ALL_SUPPORTED, activation_num_bits=8, weight_num_bits=8)
+        in_float = [(".*", k) for k in (kind.INPUT, kind.OUTPUT, kind.MEAN, kind.SOFTMAX, kind.GELU)]
+        for pattern, operation in (*in_float, (TRANSFORMER, kind.ALL_SUPPORTED)):
+            quantizer.update_quantization_recipe(pattern, operation, algorithm_key=AlgorithmName.NO_QUANTIZE)
+        dynamic = [(".*", kind.FULLY_CONNECTED), (TRANSFORMER, kind.CONV_2D), (TRANSFORMER, kind.FULLY_CONNECTED)]
+    # One scale for each output channel: with one for all, depthwise kernels lose whole channels.
+    weights = qtyping.TensorQuantizationConfig(8, granularity=qtyping.QuantGranularity.CHANNELWISE)
     settings = qtyping.OpQuantizationConfig(
-        weight_tensor_config=weights, compute_precision=qtyping.ComputePrecision.FLOAT, explicit_dequantize=True
-    )
-    return _recipe([(".*", "*", settings, AlgorithmName.FLOAT_CASTING)])
-
-
-def _dynamic_recipe() -> Any:
-    return _recipe(_dynamic_rules(".*"))
-
-
-def _static_recipe() -> Any:
-    from ai_edge_quantizer import qtyping
-    from ai_edge_quantizer.algorithm_manager import AlgorithmName
-
-    activations = qtyping.TensorQuantizationConfig(num_bits=8, symmetric=False)
-    integers = qtyping.OpQuantizationConfig(
-        activation_tensor_config=activations,
-        weight_tensor_config=_weights(),
-        compute_precision=qtyping.ComputePrecision.INTEGER,
-        explicit_dequantize=False,
-    )
-    left_out = [
-        ("INPUT", ".*"),
-        ("OUTPUT", ".*"),
-        ("MEAN", ".*"),
-        ("SOFTMAX", ".*"),
-        ("GELU", ".*"),
-        ("*", TRANSFORMER),
-    ]
-    return _recipe(
-        [
-            (".*", "*", integers, AlgorithmName.MIN_MAX_UNIFORM_QUANT),
-            *((pattern, kind, None, AlgorithmName.NO_QUANTIZE) for kind, pattern in left_out),
-            *_dynamic_rules(".*", ("FULLY_CONNECTED",)),
-            *_dynamic_rules(TRANSFORMER),
-        ]
-    )
-
-
-def _dynamic_rules(pattern: str, kinds: tuple[str, ...] = ("CONV_2D", "FULLY_CONNECTED")) -> Iterator[tuple]:
-    """8-bit weights; the runtime quantises what the layers read. Not of depthwise ones: XNNPACK has no such kernel."""
-    from ai_edge_quantizer import qtyping
-    from ai_edge_quantizer.algorithm_manager import AlgorithmName
-
-    settings = qtyping.OpQuantizationConfig(
-        weight_tensor_config=_weights(),
-        compute_precision=qtyping.ComputePrecision.INTEGER,
-        explicit_dequantize=False,
+        weight_tensor_config=weights,
+        compute_precision=qtyping.ComputePrecision.INTEGER,  # of what the runtime quantises when it reads it
         min_weight_elements=MIN_WEIGHTS,
     )
-    for kind in kinds:
-        yield pattern, kind, settings, AlgorithmName.MIN_MAX_UNIFORM_QUANT
-
-
-def _weights() -> Any:
-    """One scale for each output channel: with one for all, depthwise kernels lose whole channels."""
-    from ai_edge_quantizer import qtyping
-
-    return qtyping.TensorQuantizationConfig(
-        num_bits=8, symmetric=True, granularity=qtyping.QuantGranularity.CHANNELWISE
-    )
-
-
-def _recipe(rules: Iterable[tuple]) -> Any:
-    from ai_edge_quantizer.qtyping import TFLOperationName
-    from ai_edge_quantizer.recipe_manager import RecipeManager
-
-    manager = RecipeManager()
-    for pattern, kind, settings, algorithm in rules:
-        manager.add_quantization_config(pattern, TFLOperationName(kind), settings, algorithm)
-    return manager.get_quantization_recipe()
+    for pattern, operation in dynamic:
+        quantizer.update_quantization_recipe(pattern, operation, settings)

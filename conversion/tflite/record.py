@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .inspection import Inspection
@@ -41,7 +41,7 @@ class Export:
         return {
             **self.inspection.to_dict(),
             "share_of_fp32": round(self.share_of_fp32, 4),
-            "difference": self.difference.to_dict(),
+            "difference": asdict(self.difference),
             "latency": {"processor": self.processor, "milliseconds": [entry.to_dict() for entry in self.latencies]},
             "comparison": None if self.comparison is None else self.comparison.to_dict(),
         }

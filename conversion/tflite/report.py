@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mobilevit_hub.figures import BLUE, GREEN, GREY, ORANGE, new_figure, png_of
 from mobilevit_hub.publishing.cards import markdown_text
@@ -130,58 +130,38 @@ def comparison_page(exports: list[Export]) -> bytes:
 
 
 def comparison_plot(exports: list[Export]) -> bytes:
-    """The plot as PNG: latency against accuracy."""
-    points = [
-        {
-            "label": export.precision,
-            "megabytes": export.inspection.size / 1e6,
-            "milliseconds": export.latencies[0].median,
-            "top1": None if export.comparison is None else export.comparison.top1,
-            "interval": None if export.comparison is None else export.comparison.interval,
-            "agreement": export.difference.agreement,
-        }
-        for export in exports
-    ]
-    return trade_off_plot(points, str(exports[0].record["name"]))
+    """The plot as PNG: latency against accuracy; the area of a point is the file's size.
 
-
-def trade_off_plot(points: list[dict[str, Any]], title: str) -> bytes:
-    """Draws latency against accuracy of several files; the area of a point is the file's size.
-
-    Args:
-        points: For each file its `label`, `megabytes`, `milliseconds`, and `top1` with its `interval`, or, where these
-            are None, `agreement` with the source; shares are fractions.
-        title: What the files are made from.
-
-    Returns:
-        A PNG.
+    Accuracy is top-1 with its interval or, where nothing was compared, agreement with the source.
     """
     figure = new_figure(7, 4.2)
     axes = figure.add_subplot()
-    measured = all(point["top1"] is not None for point in points)
+    measured = exports[0].comparison is not None
     # fp32 and fp16 lie in one place where a processor computes both alike, so the texts part.
     styles = ((GREY, 8), (BLUE, -26), (GREEN, 8), (ORANGE, 8))
-    for point, (color, offset) in zip(points, styles, strict=False):
-        share = 100 * (point["top1"] if measured else point["agreement"])
-        if measured:
-            low, high = (100 * bound for bound in point["interval"])
-            axes.errorbar(point["milliseconds"], share, yerr=[[share - low], [high - share]], color=color, capsize=3)
-        axes.scatter(point["milliseconds"], share, s=90 * point["megabytes"], color=color, alpha=0.75, linewidths=0)
+    for export, (color, offset) in zip(exports, styles, strict=False):
+        milliseconds, megabytes = export.latencies[0].median, export.inspection.size / 1e6
+        share = 100 * export.difference.agreement
+        if export.comparison is not None:
+            share = 100 * export.comparison.top1
+            low, high = (100 * bound for bound in export.comparison.interval)
+            axes.errorbar(milliseconds, share, yerr=[[share - low], [high - share]], color=color, capsize=3)
+        axes.scatter(milliseconds, share, s=90 * megabytes, color=color, alpha=0.75, linewidths=0)
         axes.annotate(
-            f"{point['label']}\n{point['megabytes']:.1f} MB",
-            (point["milliseconds"], share),
+            f"{export.precision}\n{megabytes:.1f} MB",
+            (milliseconds, share),
             xytext=(10, offset),
             textcoords="offset points",
             color=color,
             fontsize=9,
         )
-    axes.set_title(title, fontsize=11, parse_math=False)
+    axes.set_title(str(exports[0].record["name"]), fontsize=11, parse_math=False)
     axes.set_xlabel("milliseconds an image, 1 thread")
     axes.set_ylabel("top-1 (%), 95 % interval" if measured else "same class on 32 built-in photos (%)")
     if measured:
         axes.margins(y=0.3)
     else:
         axes.set_ylim(0, 115)
-    axes.set_xlim(0, 1.25 * max(point["milliseconds"] for point in points))
+    axes.set_xlim(0, 1.25 * max(export.latencies[0].median for export in exports))
     axes.grid(alpha=0.25)
     return png_of(figure)

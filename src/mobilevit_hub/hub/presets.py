@@ -393,10 +393,8 @@ def list_presets(task: str | None = None) -> list[Preset]:
         InputError: There is no such task.
     """
     if task is not None and task not in PRESET_TASKS:
+        words = ", ".join(PRESET_TASKS)
         raise InputError(
-            f"Unknown task {task!r}; expected one of {', '.join(PRESET_TASKS)}.",
-            field="task",
-            found=task,
-            expected=PRESET_TASKS,
+            f"Unknown task {task!r}; expected one of {words}.", field="task", found=task, expected=PRESET_TASKS
         )
     return [row for row in _ROWS if task in (None, row.task)]

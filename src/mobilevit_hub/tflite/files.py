@@ -25,7 +25,7 @@ import numpy as np
 from ..choices import TFLITE_OUTPUTS
 from ..errors import CheckpointError, IntegrityError, NotFoundError
 from ..files import readable, temporary_folder
-from ..images.preparing import FILTERS, MAX_EDGE
+from ..images.preparing import FILTERS, MAX_EDGE, Preprocessing
 from ..json_files import parse_json, read_json
 
 FORMAT = 1
@@ -121,6 +121,24 @@ def read_attached(path: Path, content: bytes) -> tuple[str | None, dict[str, Any
 def lines_of(text: str) -> list[str]:
     """The lines of a text, without an empty one at the end."""
     return text.replace("\r\n", "\n").removesuffix("\n").split("\n")
+
+
+def steps_before(resize: dict[str, int], size: tuple[int, int], resample: int, dtype: str) -> Preprocessing:
+    """How photos are prepared for a file; the channel order of its weights is inside.
+
+    Args:
+        resize: The size that is resized to, as a preprocessor has it.
+        size: Height and width of the input of the file in pixels, to which photos are cropped.
+        resample: The filter, a `PIL.Image.Resampling`.
+        dtype: Type of the input.
+    """
+    return Preprocessing(
+        size=resize,
+        crop_size=dict(zip(("height", "width"), size, strict=True)),
+        resample=resample,
+        do_rescale=dtype == "float32",
+        do_flip_channel_order=False,
+    )
 
 
 def check_record(

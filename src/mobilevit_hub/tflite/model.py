@@ -19,10 +19,19 @@ from PIL import Image
 
 from ..errors import CheckpointError, InputError, IntegrityError, MobileViTHubWarning, require
 from ..images.loading import load_image
-from ..images.preparing import FILTERS, Preprocessing, prepare
+from ..images.preparing import FILTERS, prepare
 from ..images.sizes import evaluation_resize
 from ..tasks.classification import best_labels, check_top_k, predict_each, softmax
-from .files import DTYPES, TFLITE_OUTPUTS, check_record, lines_of, read_attached, read_tflite, try_in_process
+from .files import (
+    DTYPES,
+    TFLITE_OUTPUTS,
+    check_record,
+    lines_of,
+    read_attached,
+    read_tflite,
+    steps_before,
+    try_in_process,
+)
 
 MAX_THREADS = 256
 
@@ -92,13 +101,14 @@ class Model:
         else:
             check_record(self.path, self.record, self.size, self.dtype, count, labels)
             preprocessing = self.record["preprocessing"]
-            self._prepare_by(preprocessing["resize"], FILTERS[preprocessing["interpolation"]])
+            resample = FILTERS[preprocessing["interpolation"]]
+            self.preprocessing = steps_before(preprocessing["resize"], self.size, resample, self.dtype)
             self.output: str = self.record["output"]["name"]
 
     def _prepare_unknown(self) -> None:
         """Decides, for a file without a record, what it does not say."""
         short = evaluation_resize(max(self.size))
-        self._prepare_by({"shortest_edge": short}, Image.Resampling.BILINEAR)
+        self.preprocessing = steps_before({"shortest_edge": short}, self.size, Image.Resampling.BILINEAR, self.dtype)
         scores = self.run(np.zeros((1, *self.size, 3), self.dtype))
         self.output = TFLITE_OUTPUTS[0] if scores.min() >= 0 and abs(scores.sum() - 1) < 1e-3 else TFLITE_OUTPUTS[1]
         warnings.warn(
@@ -107,17 +117,6 @@ class Model:
             f"{DTYPES[self.dtype][0]} to {DTYPES[self.dtype][1]}. Its output is read as {self.output}.",
             MobileViTHubWarning,
             stacklevel=3,
-        )
-
-    def _prepare_by(self, resize: dict[str, int], resample: int) -> None:
-        """Sets the steps before the file; the channel order of its weights is inside."""
-        height, width = self.size
-        self.preprocessing = Preprocessing(
-            size=resize,
-            crop_size={"height": height, "width": width},
-            resample=resample,
-            do_rescale=self.dtype == "float32",
-            do_flip_channel_order=False,
         )
 
     @property
