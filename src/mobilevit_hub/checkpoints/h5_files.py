@@ -16,12 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import CheckpointError, MobileViTHubError, NotFoundError, listed, require
-from ..files import readable
+from ..errors import CheckpointError, MobileViTHubError, listed, require
 from ..json_files import MAX_BYTES as MAX_CONFIG_BYTES
 from ..json_files import parse_json
 from ..network.structure import HEADS
-from .tensors import MAX_TENSORS, refuse_text
+from .tensors import MAX_TENSORS, refuse_others, refused
 
 MAX_MEMBER_BYTES = 2 * 1024**3
 # What a compressed archive may unpack to: weights hardly shrink, the two JSON files do.
@@ -61,7 +60,7 @@ def read_h5(path: str | Path) -> dict[str, np.ndarray]:
         for name, dataset in datasets.items():
             ours = _our_name(name, path)
             if ours in tensors:
-                raise _refused(path, name, f"is the second {ours!r} in the file")
+                raise refused(path, name, f"is the second {ours!r} in the file")
             array = dataset[()]
             tensors[ours] = _our_layout(array.astype(array.dtype.newbyteorder("="), copy=False))
     return tensors
@@ -106,7 +105,7 @@ def inspect_keras(path: str | Path) -> dict[str, Any]:
         MissingDependencyError: h5py is not installed.
     """
     path = Path(path)
-    _refuse_other_files(path)
+    refuse_others(path)
     try:
         with zipfile.ZipFile(path) as archive:
             _check_members(archive, path)
@@ -123,17 +122,6 @@ def inspect_keras(path: str | Path) -> dict[str, Any]:
     return config
 
 
-def _refuse_other_files(path: Path) -> None:
-    if not path.is_file():
-        raise NotFoundError(f"{path}: no such file.", path=path)
-    with readable(path):
-        refuse_text(path)
-
-
-def _refused(path: Any, name: str, what: str) -> CheckpointError:
-    return CheckpointError(f"{path}: tensor {name!r} {what}.", path=path, field=name, mismatched=[name])
-
-
 @contextmanager
 def _datasets(path: str | Path, kinds: str, expected: str, content: bytes | None = None) -> Iterator[dict[str, Any]]:
     """Opens an HDF5 file, or its content, and gives its datasets by name, all checked before any is read.
@@ -148,7 +136,7 @@ def _datasets(path: str | Path, kinds: str, expected: str, content: bytes | None
         `h5py.Dataset` by name.
     """
     path = Path(path)
-    _refuse_other_files(path)
+    refuse_others(path)
     require("h5py", "tf", f"Reading {path.name}")
     import h5py
 
@@ -173,14 +161,14 @@ def _datasets(path: str | Path, kinds: str, expected: str, content: bytes | None
         if len(datasets) == MAX_TENSORS:
             raise CheckpointError(f"{path}: holds more than {MAX_TENSORS:,} tensors.", path=path)
         if item.dtype.kind not in kinds or item.dtype.itemsize > 8 or item.shape is None:
-            raise _refused(path, name, f"is no array of {expected} (type {item.dtype})")
+            raise refused(path, name, f"is no array of {expected} (type {item.dtype})")
         # A tiny file can describe a huge tensor, and one that stands in another file. The sizes are those that the
         # file states, so they are also added up; h5py's own product overflows.
         size = math.prod(item.shape)
         claimed += size * item.dtype.itemsize
         stores = item.id.get_storage_size()
         if item.external or item.is_virtual or stores < size * item.dtype.itemsize or claimed > stored:
-            raise _refused(path, name, f"claims {size:,} values but the file stores fewer")
+            raise refused(path, name, f"claims {size:,} values but the file stores fewer")
         datasets[name] = item
 
     try:

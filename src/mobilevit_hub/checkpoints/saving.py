@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigError, MobileViTHubWarning, SourceError
+from ..errors import MobileViTHubWarning
 from ..files import json_bytes, write_file, write_folder
 from ..hub import download as hub
 from ..hub.find import SAVE_ID
@@ -53,8 +53,15 @@ def save_checkpoint(
         files[hub.PROCESSOR_FILE] = json_bytes(parse_json(processor.to_json_string(), hub.PROCESSOR_FILE))
     if card is not None:
         files[CARD_FILE] = card.encode()
-    _warn_about_leftovers(Path(folder), data, files)
-    _mark_foreign_config(Path(folder) / hub.CONFIG_FILE)
+    config_file = Path(folder) / hub.CONFIG_FILE
+    try:
+        earlier = read_json(config_file)
+    except (OSError, ValueError):  # there is none that could be loaded
+        earlier = None
+    if earlier is not None:
+        _warn_about_leftovers(Path(folder), earlier, data, files)
+        if SAVE_ID not in earlier:  # others wrote it: new weights beside it are to be noticed if this save is killed
+            write_file(config_file, json_bytes({**earlier, SAVE_ID: "none"}))
     write_folder(folder, files)
 
 
@@ -82,12 +89,8 @@ def save_id_of(tensors: dict[str, np.ndarray], config_data: dict[str, Any]) -> s
     return digest.hexdigest()[:32]
 
 
-def _warn_about_leftovers(folder: Path, data: dict[str, Any], files: dict[str, bytes]) -> None:
+def _warn_about_leftovers(folder: Path, earlier: dict[str, Any], data: dict[str, Any], files: dict[str, bytes]) -> None:
     """Says so when the processor or card of another network stays beside the new weights."""
-    try:
-        earlier = read_json(folder / hub.CONFIG_FILE)
-    except (SourceError, ConfigError, OSError, ValueError):
-        return
     left = [n for n in (hub.PROCESSOR_FILE, CARD_FILE) if n not in files and (folder / n).is_file()]
     labels = {str(i): label for i, label in data["id2label"].items()}  # as JSON has them
     if left and (earlier.get("model_type"), earlier.get("id2label")) != (data["model_type"], labels):
@@ -97,13 +100,3 @@ def _warn_about_leftovers(folder: Path, data: dict[str, Any], files: dict[str, b
             MobileViTHubWarning,
             stacklevel=4,
         )
-
-
-def _mark_foreign_config(config_file: Path) -> None:
-    """Gives a config that others wrote a save id, so that new weights beside it are noticed if this save is killed."""
-    try:
-        data = read_json(config_file)
-    except (SourceError, ConfigError, OSError, ValueError):
-        return  # there is none that could be loaded
-    if SAVE_ID not in data:
-        write_file(config_file, json_bytes({**data, SAVE_ID: "none"}))

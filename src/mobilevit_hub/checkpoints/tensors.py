@@ -41,20 +41,19 @@ def read_tensors(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str
         SourceError: It cannot be read.
     """
     path = Path(path)
-    if not path.is_file():
-        raise NotFoundError(f"{path}: no such file.", path=path)
+    refuse_others(path)
     with readable(path):
-        refuse_text(path)
         if path.suffix == ".safetensors":
             return _read_safetensors(path)
         return _read_pickle(path), {}
 
 
-def refuse_text(path: Path) -> None:
-    """Names what people download by mistake in place of weights."""
-    with open(path, "rb") as file:
-        head = file.read(512)
-    size = path.stat().st_size
+def refuse_others(path: Path) -> None:
+    """Refuses what is no file, and names what people download by mistake in place of weights."""
+    if not path.is_file():
+        raise NotFoundError(f"{path}: no such file.", path=path)
+    with readable(path), open(path, "rb") as file:
+        head, size = file.read(512), path.stat().st_size
     if not head:
         raise CheckpointError(f"{path}: the file is empty (0 bytes).", path=path)
     if head.startswith(b"version https://git-lfs"):
@@ -66,6 +65,11 @@ def refuse_text(path: Path) -> None:
         )
     if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
         raise CheckpointError(f"{path}: this is a web page, not weights.", path=path)
+
+
+def refused(path: Any, name: str, what: str) -> CheckpointError:
+    """The error for a tensor that cannot be used: `what` follows its name."""
+    return CheckpointError(f"{path}: tensor {name!r} {what}.", path=path, field=name, mismatched=[name])
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -89,10 +93,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]
         items = deserialize(content)
         metadata = json.loads(content[8 : 8 + header_size]).get("__metadata__") or {}
     except (SafetensorError, ValueError, RecursionError) as error:
-        wanted = _stated_size(content, header_size)
-        size = (
-            f" ({len(content):,} bytes; its header describes {wanted:,})" if wanted not in (None, len(content)) else ""
-        )
+        wanted = _stated_size(content, header_size) or len(content)
+        size = "" if wanted == len(content) else f" ({len(content):,} bytes; its header describes {wanted:,})"
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: damaged safetensors file{size}: {reason}.", path=path) from error
     if len(items) > MAX_TENSORS:
@@ -106,11 +108,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]
         elif item["dtype"] in _NUMPY_TYPES:
             array = np.frombuffer(item["data"], dtype=_NUMPY_TYPES[item["dtype"]])  # writable: each has its own bytes
         else:
-            raise CheckpointError(
-                f"{path}: tensor {name!r} has the type {item['dtype']}; expected float32, float16 or bfloat16.",
-                path=path,
-                field=name,
-            )
+            raise refused(path, name, f"has the type {item['dtype']}; expected float32, float16 or bfloat16")
         tensors[name] = array.reshape(item["shape"])
     return tensors, metadata
 
@@ -134,13 +132,12 @@ def _read_pickle(path: Path) -> dict[str, np.ndarray]:
     import torch
 
     with open(path, "rb") as file:
-        file_start = file.read(16)
-        start = file_start[:4]  # by which PyTorch tells its two formats apart
-    if start == b"PK\3\4":
+        start = file.read(16)
+    if start.startswith(b"PK\3\4"):  # PyTorch has two formats
         _check_zip(path)
     elif not start.startswith(b"\x80"):
-        hint = " It looks like safetensors: rename it so." if b"{" in file_start[8:10] else ""
-        raise CheckpointError(f"{path}: no PyTorch file; it begins with {start!r}.{hint}", path=path)
+        hint = " It looks like safetensors: rename it so." if b"{" in start[8:10] else ""
+        raise CheckpointError(f"{path}: no PyTorch file; it begins with {start[:4]!r}.{hint}", path=path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
@@ -163,18 +160,13 @@ def _read_pickle(path: Path) -> dict[str, np.ndarray]:
             )
         # A tiny file can describe a huge tensor by strides of 0: look before anything copies it.
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise CheckpointError(
-                f"{path}: tensor {name!r} claims {value.numel():,} values but stores fewer.", path=path, field=name
-            )
+            raise refused(path, str(name), f"claims {value.numel():,} values but stores fewer")
         value = value.detach()
         try:
             tensors[str(name)] = (value.float() if value.dtype == torch.bfloat16 else value).contiguous().numpy()
         except (TypeError, RuntimeError) as error:  # 8-bit floats, quantised tensors
-            raise CheckpointError(
-                f"{path}: tensor {name!r} has the type {value.dtype}; expected float32, float16 or bfloat16.",
-                path=path,
-                field=str(name),
-            ) from error
+            what = f"has the type {value.dtype}; expected float32, float16 or bfloat16"
+            raise refused(path, str(name), what) from error
     return tensors
 
 
@@ -250,20 +242,8 @@ def check_values(tensors: dict[str, np.ndarray], path: Any) -> None:
         if name.endswith("num_batches_tracked"):
             continue
         if tensor.dtype.kind != "f":
-            raise CheckpointError(
-                f"{path}: tensor {name!r} has the type {tensor.dtype}; expected floating point numbers.",
-                path=path,
-                field=name,
-                mismatched=[name],
-            )
+            raise refused(path, name, f"has the type {tensor.dtype}; expected floating point numbers")
         if not np.isfinite(tensor).all():
-            raise CheckpointError(
-                f"{path}: tensor {name!r} contains NaN or infinity; the file is damaged or training diverged.",
-                path=path,
-                field=name,
-                mismatched=[name],
-            )
+            raise refused(path, name, "contains NaN or infinity; the file is damaged or training diverged")
         if name.endswith("running_var") and tensor.size and tensor.min() < 0:
-            raise CheckpointError(
-                f"{path}: tensor {name!r} contains a negative variance.", path=path, field=name, mismatched=[name]
-            )
+            raise refused(path, name, "contains a negative variance")
