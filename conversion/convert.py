@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from mobilevit_hub.network.names import SCHEMES, Rename, renames, to_theirs
 from mobilevit_hub.network.structure import COUNTER
 from mobilevit_hub.publishing.cards import checkpoint_card, preset_metadata
 
-from .keras_files import keras_bytes
+from .keras_files import write_keras
 from .parity import ParityReport, compare
 from .sources import TITLES, Source, open_source
 
@@ -71,8 +70,7 @@ def convert(
     """Converts weights of any published kind and verifies the result before it gets its name.
 
     Args:
-        source: A file (`.pt`, `.pth`, `.bin`, `.safetensors`, `.h5`, `.keras`), a folder, an alias, a Hub id, or an
-            https address of a file.
+        source: As `name` of `open_source`.
         output: Folder or file to write.
         to: `"folder"` (ours, which opens in both twins and in transformers), `"cvnets"` or `"timm"` (a file
             with their names), or `"keras"` (a `.keras` or `.weights.h5` file). Default: by the ending of `output`:
@@ -81,12 +79,11 @@ def convert(
             That the written tensors are those that were read, to the bit and under the source's names as well, is
             always checked.
         overwrite: Whether an earlier output is replaced.
-        options: `model`, `labels`, `channel_order`, `sha256`, `progress` and where to look; see `open_source`.
+        options: Of `open_source`.
 
     Raises:
         InputError: An argument is wrong, or the output exists.
-        SourceError: The source is not there, cannot be reached, or has another hash.
-        CheckpointError: The source is damaged, unsafe, no MobileViT, or not the one that was asked for.
+        SourceError, CheckpointError: As `open_source`.
         ExportError: The result does not compute what the others compute; nothing was written.
         SaveError: It could not be written; what was there before is kept.
     """
@@ -110,27 +107,27 @@ def convert(
                 source_tensors=opened.theirs if opened.scheme == "timm" else None,
                 progress=options.get("progress", False),
             )
-            if not report.rows:
-                raise ExportError(
-                    f"{opened.name}: the result was not written, because nothing could be compared: only "
-                    f"{report.reference or 'no library'} can run it here. Install another one or pass verify=False "
-                    "(--no-verify).",
-                    path=opened.name,
-                    report=report,
-                )
             if not report.passed:
-                raise ExportError(
-                    f"{opened.name}: the result was not written, because it failed its check: {report.lines()[-1]}",
-                    path=opened.name,
-                    report=report,
-                )
+                reason = f"it failed its check: {report.lines()[-1]}"
+                if not report.rows:
+                    reason = (
+                        f"nothing could be compared: only {report.reference or 'no library'} can run it here. Install "
+                        "another one or pass verify=False (--no-verify)."
+                    )
+                message = f"{opened.name}: the result was not written, because {reason}"
+                raise ExportError(message, path=opened.name, report=report)
         notes = [*opened.notes, *_left_behind(opened, output, target)]
         if target == "folder":
             write_folder(output, {file.name: file.read_bytes() for file in folder.iterdir()})
         else:
-            content = _file_content(opened, folder, target, output)
-            _check_file(content, opened, folder, target, output)
-            write_file(output, content)
+            file = temporary / f"result{'.weights.h5' if output.suffix == '.h5' else output.suffix}"
+            _write_as(target, file, opened, folder)
+            with open_source(file, model=folder) as again:
+                found = again.tensors
+            if target == "keras":  # whose float32 holds every float16
+                found = {name: tensor.astype(opened.tensors[name].dtype) for name, tensor in found.items()}
+            _check_equal(found, opened.tensors, str(output))
+            write_file(output, file.read_bytes())
         return Conversion(
             source=opened.name,
             kind=TITLES[opened.scheme],
@@ -248,28 +245,16 @@ def _check_equal(written: dict[str, np.ndarray], expected: dict[str, np.ndarray]
         raise ExportError(f"{name}: {len(wrong)} tensors do not come back to the bit: {listed(wrong)}.", path=name)
 
 
-def _file_content(source: Source, folder: Path, target: str, output: Path) -> bytes:
-    """The bytes of a file of another library."""
+def _write_as(target: str, file: Path, source: Source, folder: Path) -> None:
+    """Writes a file of another library."""
     if target == "keras":
-        ending = ".keras" if output.suffix == ".keras" else ".weights.h5"
-        return keras_bytes(folder, ending, has_classifier=source.head is not None)
+        write_keras(file, folder, has_classifier=source.head is not None)
+        return
     tensors = to_theirs(source.tensors, _names(source, target))
-    if output.suffix == ".safetensors":
-        return to_safetensors(tensors, {"format": "pt"})
+    if file.suffix == ".safetensors":
+        file.write_bytes(to_safetensors(tensors, {"format": "pt"}))
+        return
     import torch
 
-    content = io.BytesIO()
-    torch.save({name: torch.from_numpy(tensor.copy()) for name, tensor in tensors.items()}, content)
-    return content.getvalue()
-
-
-def _check_file(content: bytes, source: Source, folder: Path, target: str, output: Path) -> None:
-    """Raises unless a file that is about to be written opens again as the same weights."""
-    with temporary_folder() as temporary:
-        file = temporary / f"result{'.weights.h5' if output.suffix == '.h5' else output.suffix}"
-        file.write_bytes(content)
-        with open_source(file, model=folder) as again:
-            found = again.tensors
-            if target == "keras":  # whose float32 holds every float16
-                found = {name: tensor.astype(source.tensors[name].dtype) for name, tensor in found.items()}
-            _check_equal(found, source.tensors, str(output))
+    with open(file, "wb") as content:  # not by its name, which the file would hold
+        torch.save({name: torch.from_numpy(tensor.copy()) for name, tensor in tensors.items()}, content)

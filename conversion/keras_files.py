@@ -91,23 +91,11 @@ def _task_of(name: str, model_type: str, file: Path) -> str:
     return tasks[name]
 
 
-def keras_bytes(folder: Path, ending: str, *, has_classifier: bool) -> bytes:
-    """The content of a Keras file of a checkpoint.
-
-    Args:
-        folder: The checkpoint.
-        ending: `".keras"` or `".weights.h5"`.
-        has_classifier: Whether it is a classifier or a network without a head.
-    """
+def write_keras(file: Path, folder: Path, *, has_classifier: bool) -> None:
+    """Writes a checkpoint, which may be a network without a head, as a `.keras` or `.weights.h5` file."""
     task = "image-classification" if has_classifier else "features"
     model = from_pretrained(folder, framework="tf", task=task)
-    with temporary_folder() as temporary:
-        file = temporary / f"model{ending}"
-        if ending == ".keras":
-            model.save(file)
-        else:
-            model.save_weights(file)
-        return file.read_bytes()
+    (model.save if file.suffix == ".keras" else model.save_weights)(file)
 
 
 def _recognise(shapes: dict[str, tuple[int, ...]], file: Path) -> Any:

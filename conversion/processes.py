@@ -31,14 +31,7 @@ _SOURCE_FILE = "source.safetensors"
 def run_in_processes(
     libraries: list[str], folder: Path, source_tensors: dict[str, np.ndarray] | None, progress: bool
 ) -> dict[str, dict[str, np.ndarray] | Exception]:
-    """What `libraries.run_library` returns for each library, or why it does not.
-
-    Args:
-        libraries: Some of `libraries.LIBRARIES`.
-        folder: A checkpoint.
-        source_tensors: Tensors under timm's names, which timm runs; None: those of the checkpoint.
-        progress: Show a progress bar.
-    """
+    """What `libraries.run_library`, whose arguments these are, returns for each library, or why it does not."""
     from tqdm import tqdm
 
     endings: dict[str, str] = {}

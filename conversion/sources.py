@@ -175,10 +175,9 @@ def file_digests(file: Path, expected: str | None = None) -> tuple[str, str]:
             found=found,
             expected=expected,
         )
-    blob = hashlib.sha1(f"blob {file.stat().st_size}\0".encode(), usedforsecurity=False)
+    header = f"blob {file.stat().st_size}\0".encode()
     with open(file, "rb") as content:
-        while chunk := content.read(1 << 20):
-            blob.update(chunk)
+        blob = hashlib.file_digest(content, lambda: hashlib.sha1(header, usedforsecurity=False))
     return found, blob.hexdigest()
 
 
@@ -246,14 +245,13 @@ def _read(
     describe_weights(
         config, class_name(config.model_type, "image-classification" if found.head else "features"), tensors
     )
-    is_as_published = is_known and found.head and labels is None and channel_order is None
-    if preset is None or preset.num_labels != config.num_labels:
-        is_as_published = False
+    is_changed = labels is not None or channel_order is not None or not found.head
+    is_published = is_known and not is_changed and preset is not None and preset.num_labels == config.num_labels
     sha256, git_blob = digests
     return Source(
         name=name, file=file, scheme=scheme or found.scheme, config=config, processor=processor, tensors=tensors,
         theirs=theirs, network=preset.name if preset is not None else found.backbone, head=found.head,
-        published=preset if is_as_published else None,
+        published=preset if is_published else None,
         is_named=checkpoint is not None and checkpoint.preset is not None,
         sha256=sha256, git_blob=git_blob, notes=notes,
     )  # fmt: skip

@@ -539,7 +539,7 @@ def test_a_config_exchanged_between_config_and_weights_is_read_again(tmp_path, m
     """The writer finishes after the reader has read the old config: both parts must come from the new save."""
     folder = tmp_path / "out"
     checkpoint(1).save_pretrained(folder)
-    from mobilevit_hub.checkpoints import loading as checkpoints
+    from mobilevit_hub.checkpoints import reading as checkpoints
 
     reads = []
 
