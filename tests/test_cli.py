@@ -441,6 +441,17 @@ def test_first_of_several_frames_is_noted(capsys, model, tmp_path, format, endin
     assert scores[0] == pytest.approx(scores[1], abs=0.05)
 
 
+@pytest.mark.tf
+def test_tensorflow_is_found_after_two_commands_in_one_process():
+    code = (
+        "from importlib.util import find_spec\n"
+        "from mobilevit_hub.cli.main import main\n"
+        "print([main(['list', '--json']) for _ in range(2)], find_spec('tensorflow').name)"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert process.stdout.endswith("[0, 0] tensorflow\n"), process.stderr
+
+
 def test_closed_pipe_ends_quietly():
     with start("list", "--json") as process:
         process.stdout.close()

@@ -20,8 +20,8 @@ def quiet_libraries() -> None:
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     # Its line per retry says nothing that our one message does not say.
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
-    if os.environ["TF_CPP_MIN_LOG_LEVEL"] == "3" and "tensorflow" not in sys.modules:
-        sys.meta_path.insert(0, _QuietTensorFlow())
+    if os.environ["TF_CPP_MIN_LOG_LEVEL"] == "3" and _QUIET not in sys.meta_path:
+        sys.meta_path.insert(0, _QUIET)
 
 
 class _QuietTensorFlow(MetaPathFinder):
@@ -41,6 +41,10 @@ class _QuietTensorFlow(MetaPathFinder):
 
             spec.loader.exec_module = quietly  # type: ignore[method-assign]
         return spec
+
+
+_QUIET = _QuietTensorFlow()
+"""One for the whole process: two would look for TensorFlow in each other without end."""
 
 
 @contextmanager
