@@ -154,16 +154,13 @@ def compare(
     checkpoint, config, tensors = open_checkpoint(folder)
     folder = checkpoint.weights_file.parent.absolute()  # a relative one could be taken for an alias
     report = ParityReport()
-    if "classifier.weight" not in tensors:
-        report.not_checked.append("all that follows stage5: the checkpoint has no classifier")
-    libraries = []
-    for library in LIBRARIES:
-        reason = not_installed(library) or inexpressible(library, config, "classifier.weight" in tensors)
-        if reason:
-            report.not_checked.append(f"{library}: {reason}")
-        else:
-            libraries.append(library)
+    has_classifier = "classifier.weight" in tensors
     del tensors  # before the processes that need memory start
+    if not has_classifier:
+        report.not_checked.append("all that follows stage5: the checkpoint has no classifier")
+    reasons = {name: not_installed(name) or inexpressible(name, config, has_classifier) for name in LIBRARIES}
+    report.not_checked += [f"{name}: {reason}" for name, reason in reasons.items() if reason]
+    libraries = [name for name, reason in reasons.items() if not reason]
     run = run_in_processes if own_processes else _run_here
     _judge(report, config, run(libraries, folder, source_tensors, progress))
     report.seconds = time.perf_counter() - started

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import CheckpointError, listed
-from ..network.structure import HEADS
+from ..network.structure import COUNTER, HEADS
 
 
 @dataclass
@@ -71,11 +71,11 @@ def fit_tensors(
             tensors.pop(name, None)
             continue
         if name not in tensors:
-            if not name.endswith("num_batches_tracked"):
+            if not name.endswith(COUNTER):
                 report.missing.append(name)
             continue
         tensor = tensors.pop(name)
-        if name.endswith("num_batches_tracked") and tensor.size == 1:
+        if name.endswith(COUNTER) and tensor.size == 1:
             tensor = tensor.reshape(shape)
         if tensor.shape != shape:
             report.mismatched.append(f"{name} (found {list(tensor.shape)}, expected {list(shape)})")
@@ -83,7 +83,7 @@ def fit_tensors(
         result[name] = tensor
     report.unexpected = sorted(tensors)
     if strict and (report.missing or report.unexpected or report.mismatched):
-        needed = sum(not name.endswith("num_batches_tracked") for name in wanted)
+        needed = sum(not name.endswith(COUNTER) for name in wanted)
         raise _does_not_fit(report, needed, path, model_name)
     return result, report
 

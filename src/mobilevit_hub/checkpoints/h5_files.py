@@ -76,10 +76,9 @@ def check_weights_h5(path: str | Path) -> dict[str, tuple[int, ...]]:
         The shape of every dataset by its name in the file.
 
     Raises:
-        NotFoundError: There is no such file.
         CheckpointError: The file is damaged, holds links, other things than numbers, or describes more
             than it stores.
-        MissingDependencyError: h5py is not installed.
+        NotFoundError, MissingDependencyError: As `read_h5`.
     """
     with _datasets(path, "fiu", "numbers") as datasets:
         return {name: dataset.shape for name, dataset in datasets.items()}
@@ -126,14 +125,7 @@ def inspect_keras(path: str | Path) -> dict[str, Any]:
 def _datasets(path: str | Path, kinds: str, expected: str, content: bytes | None = None) -> Iterator[dict[str, Any]]:
     """Opens an HDF5 file, or its content, and gives its datasets by name, all checked before any is read.
 
-    Args:
-        path: The file, which errors name.
-        kinds: NumPy's letters for the kinds of type that are accepted.
-        expected: Those kinds in words.
-        content: The bytes to open in place of the file's own.
-
-    Yields:
-        `h5py.Dataset` by name.
+    Accepted are the `kinds` of type, in NumPy's letters; `expected` says them in words.
     """
     path = Path(path)
     refuse_others(path)

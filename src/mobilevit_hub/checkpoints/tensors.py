@@ -13,6 +13,7 @@ from safetensors import SafetensorError, deserialize
 
 from ..errors import CheckpointError, NotFoundError, require
 from ..files import readable
+from ..network.structure import COUNTER
 
 MAX_TENSORS = 10_000
 # A tensor's entry takes about 120 bytes, so this leaves room for long names and metadata.
@@ -239,7 +240,7 @@ def check_values(tensors: dict[str, np.ndarray], path: Any) -> None:
         CheckpointError: Naming the first tensor at fault.
     """
     for name, tensor in tensors.items():
-        if name.endswith("num_batches_tracked"):
+        if name.endswith(COUNTER):
             continue
         if tensor.dtype.kind != "f":
             raise refused(path, name, f"has the type {tensor.dtype}; expected floating point numbers")
